@@ -94,25 +94,26 @@ class AttentionDecoder(keras.layers.Layer):
             or another than the layer was built for, if `targets` or `mask` do not fit, or if
             `unroll=True` and the number of output steps is unknown.
 
-    Example: reverse sequences of 3 to 8 symbols, padded with 0.
+    Example: reverse sequences of 3 to 8 symbols from 1 … 10, padded with 0.
 
     >>> import keras, numpy as np
     >>> from attention_decoder import AttentionDecoder
-    >>> rng = np.random.default_rng(0)
-    >>> lengths = rng.integers(3, 9, size=(2000, 1))
-    >>> x = np.where(np.arange(8) < lengths, rng.integers(1, 11, size=(2000, 8)), 0)
+    >>> keras.utils.set_random_seed(0)
+    >>> lengths = np.random.randint(3, 9, size=(8000, 1))
+    >>> x = np.where(np.arange(8) < lengths, np.random.randint(1, 11, size=(8000, 8)), 0)
     >>> reversed_x = np.take_along_axis(x, (lengths - 1 - np.arange(8)) % 8, axis=1)
     >>> y = keras.utils.to_categorical(reversed_x, 11)
     >>> symbols, targets = keras.Input((8,), dtype="int32"), keras.Input((8, 11))
     >>> embedded = keras.layers.Embedding(11, 32, mask_zero=True)(symbols)
     >>> encoded = keras.layers.LSTM(64, return_sequences=True)(embedded)
     >>> decoder = AttentionDecoder(64, 11, output_length=8)
-    >>> trainer = keras.Model([symbols, targets], decoder(encoded, targets))  # is fed the truth
-    >>> translator = keras.Model(symbols, decoder(encoded))  # is fed its own outputs
-    >>> trainer.compile("adam", "categorical_crossentropy")
-    >>> history = trainer.fit([x, y], y, epochs=2, verbose=0)
-    >>> translator.predict(x[:5], verbose=0).shape
-    (5, 8, 11)
+    >>> teacher_forced = keras.Model([symbols, targets], decoder(encoded, targets))
+    >>> free_running = keras.Model(symbols, decoder(encoded))  # the same weights
+    >>> teacher_forced.compile(keras.optimizers.Adam(0.005), "categorical_crossentropy")
+    >>> history = teacher_forced.fit([x[1000:], y[1000:]], y[1000:], epochs=3, verbose=0)
+    >>> predicted = free_running.predict(x[:1000], verbose=0).argmax(axis=-1)
+    >>> bool(np.mean(np.all(predicted == reversed_x[:1000], axis=1)) >= 0.95)
+    True
     """
 
     def __init__(
@@ -361,13 +362,17 @@ class _Cell:
 
 def _scores(s_a, k, V_a):
     """e_t = tanh(s_{t-1} W_a + k) · V_a, at least in float32: a float16 would overflow."""
-    dtype = keras.backend.result_type(k.dtype, "float32")
+    dtype = keras.backend.standardize_dtype(k.dtype)
+    dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
     tanh = ops.cast(ops.tanh(s_a[:, None, :] + k), dtype)  # (B, Tin, u)
     return ops.matmul(tanh, ops.cast(V_a, dtype))[:, :, 0]  # (B, Tin)
 
 
 def _fitting_mask(mask, encoded_shape):
-    if len(mask.shape) != 2:
+    fits = len(mask.shape) == 2
+    if fits and None not in (mask.shape[1], encoded_shape[1]):
+        fits = mask.shape[1] == encoded_shape[1]
+    if not fits:
         raise ValueError(
             f"mask must have the shape (batch, time steps) = {tuple(encoded_shape[:2])}, "
             f"got {tuple(mask.shape)}"
