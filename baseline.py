@@ -14,7 +14,6 @@ import contextlib
 import functools
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -52,6 +51,7 @@ def without_start_up_log() -> Iterator[None]:
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+        del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # other processes' users may want to see theirs
 
 
 with without_start_up_log():
@@ -103,7 +103,7 @@ def train(model: keras.Model, X: np.ndarray, y: np.ndarray, verbose: int = 0) ->
     Raises:
         ValueError: If the model is not compiled, there are no pairs, or X and y differ in number.
     """
-    if model.optimizer is None:
+    if getattr(model, "optimizer", None) is None:
         raise ValueError(f"model must be compiled, got {model.name!r} without an optimizer")
     if len(X) != len(y):
         raise ValueError(f"X and y must have the same number of pairs, got {len(X)} and {len(y)}")
@@ -126,8 +126,8 @@ def train(model: keras.Model, X: np.ndarray, y: np.ndarray, verbose: int = 0) ->
 def compiled_updates(model: keras.Model, optimizer: keras.Optimizer) -> Callable:
     """Returns the loop over the pairs as one compiled function of (X, y, n_pairs)."""
     has_xla = tf.test.is_built_with_xla()
-    if not has_xla:
-        warnings.warn("TensorFlow was built without XLA: training takes longer", stacklevel=3)
+    if not has_xla:  # some Windows builds
+        print("This TensorFlow was built without XLA: training takes longer", file=sys.stderr)
     optimizer.build(model.trainable_variables)
 
     @tf.function(jit_compile=has_xla)

@@ -18,6 +18,7 @@ import csv
 import functools
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import threading
@@ -28,6 +29,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from importlib.util import find_spec
 from itertools import count
+from unittest import mock
 
 import numpy as np
 
@@ -90,7 +92,9 @@ def run_repeat(
 
         model = compiled_model(model_name, n_timesteps_in, n_features, n_units)
         keras.utils.set_random_seed(seed)
-        fresh = new_model(model_name, n_timesteps_in, n_features, n_units)
+        # A cluster worker's other threads draw from `random`, from which Keras seeds initializers.
+        with mock.patch("random.randint", random.Random(seed).randint):
+            fresh = new_model(model_name, n_timesteps_in, n_features, n_units)
         fresh.optimizer.build(fresh.trainable_variables)
         # A new model would have to be compiled: the compiled one gets the new one's numbers.
         for variable, new in zip(
@@ -427,11 +431,10 @@ def main() -> int:
     try:
         run_repeats(args, results)
     except KeyboardInterrupt:
-        print_finished(args, results)
+        print(f"{parser.prog}: stopped. {finished_so_far(args)}", file=sys.stderr)
         return 130
     except (OSError, RuntimeError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        print_finished(args, results)
+        print(f"{parser.prog}: {error}. {finished_so_far(args)}", file=sys.stderr)
         return 1
     write_tables(args, results)
     print_statistics(results, args.n_repeats)
@@ -440,17 +443,15 @@ def main() -> int:
     return 0
 
 
-def print_finished(args: Namespace, results: dict) -> None:
-    """Says on standard error what a run that ends early has finished."""
-    finished = []
+def finished_so_far(args: Namespace) -> str:
+    """Returns what a run that ends early has finished, by its files, in one line."""
+    results = read_results(args)
+    parts = []
     for model in TITLES:
         values = accuracies(results, model, args.n_repeats)
-        mean = f", mean accuracy {values.mean():.2f}%" if len(values) else ""
-        finished.append(f"{len(values)} of {args.n_repeats} {model} repeats{mean}")
-    print(
-        f"\nFinished and in {args.output}: {'; '.join(finished)}. Go on with --resume.",
-        file=sys.stderr,
-    )
+        mean = f" (mean accuracy {values.mean():.2f}%)" if len(values) else ""
+        parts.append(f"{len(values)} of {args.n_repeats} {model} repeats{mean}")
+    return f"Finished, in {args.output}: {', '.join(parts)}; --resume runs the others"
 
 
 if __name__ == "__main__":
