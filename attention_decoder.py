@@ -1,8 +1,8 @@
 """The attention layer: the article's section "Custom Keras Attention Layer".
 
-`AttentionDecoder` is the decoder of Bahdanau, Cho & Bengio, "Neural Machine Translation by Jointly
-Learning to Align and Translate" (arXiv:1409.0473), appendix A, as one Keras layer. Copy this file
-into your project: it needs Keras 3 alone and runs on TensorFlow, JAX and PyTorch.
+`AttentionDecoder` is one Keras layer after the decoder of Bahdanau, Cho & Bengio, "Neural Machine
+Translation by Jointly Learning to Align and Translate" (arXiv:1409.0473), appendix A. Copy this
+file into your project: it needs Keras 3 alone and runs on TensorFlow, JAX and PyTorch.
 
     from attention_decoder import AttentionDecoder
 """
@@ -31,7 +31,9 @@ class AttentionDecoder(keras.layers.Layer):
     s_t   = (1 - z_t) ∘ s_{t-1} + z_t ∘ p_t
     ```
 
-    y_t is made from s_{t-1}, the state before the update, as in the paper's appendix A.2.2.
+    y_t is made from s_{t-1}, the state before the update, as in the paper's appendix A.2.2; where
+    the paper has an embedding and a maxout layer, targets are used as they are and one dense layer
+    makes the output.
 
     | paper's letter, in `get_weights()` order | shape                  | arguments     |
     |------------------------------------------|------------------------|---------------|
@@ -64,23 +66,26 @@ class AttentionDecoder(keras.layers.Layer):
         output_length: Positive integer T_out, or None (the default) for as many output steps as
             input steps.
         output_activation: Activation of y_t. Default: softmax.
-        unroll: Whether to unroll the loop over the output steps: a little faster for short
-            sequences, but the time to compile grows with T_out. Default: False, a symbolic loop.
+        unroll: Whether to unroll the loop over the output steps: faster for a few steps, but the
+            time to compile grows with T_out, and the memory for training with T_out · T_in · u.
+            Default: False, a symbolic loop, which computes tanh(s_{t-1} W_a + k_j) again for the
+            gradient (with Keras 3.9 or later); on TensorFlow this rules out second derivatives.
         kernel_initializer, kernel_regularizer, kernel_constraint: For V_a, W_a and U_a.
             Default: glorot_uniform, None, None.
         recurrent_initializer, recurrent_regularizer, recurrent_constraint: For C, U, W and W_s.
             Default: orthogonal, None, None.
         bias_initializer, bias_regularizer, bias_constraint: For the biases b.
-            Default: zeros, None, None.
+            Default: zeros, None, None. An initializer object with a seed gives all weights of
+            one shape the same numbers.
         **kwargs: `name`, `dtype`, `trainable`: see `keras.layers.Layer`.
 
     Call arguments:
         encoded: The encoder's outputs, (batch, T_in, D). Batch and T_in may be unknown.
-        targets: (batch, T_out, o). If given, step t is fed `targets[:, t-1]` in place of the
-            layer's own y_{t-1} (teacher forcing); step 1 is fed zeros either way.
+        targets: (batch, T_out, o). If given, each step is fed the target of the step before in
+            place of the layer's own y_{t-1} (teacher forcing); the first is fed zeros either way.
         mask: Boolean (batch, T_in), False at padding. Padded steps get weight 0, whatever stands in
-            them, and s_0 is made from the first step that is not padded. Keras passes the
-            encoder's own mask here. The outputs carry no mask.
+            them, and s_0 is made from the first step that is not padded. By default the mask
+            that comes with `encoded`. The outputs carry no mask.
         return_attention_scores: Whether to return `(outputs, scores)`. Default: False.
         encoded_mask: Filled in by Keras with the encoder's own mask when `targets` are given too.
 
@@ -165,7 +170,7 @@ class AttentionDecoder(keras.layers.Layer):
         def weight(name, shape, kind):
             initializer = getattr(self, f"{kind}_initializer")
             if isinstance(initializer, keras.initializers.Initializer):
-                initializer = initializer.clone()  # the same object would draw the same numbers
+                initializer = initializer.clone()  # one object would draw the same numbers again
             return self.add_weight(
                 name=name,
                 shape=shape,
@@ -196,7 +201,6 @@ class AttentionDecoder(keras.layers.Layer):
         self.W_o = weight("W_o", (o, o), "recurrent")
         self.b_o = weight("b_o", (o,), "bias")
         self.W_s = weight("W_s", (D, u), "recurrent")
-        self.built = True
 
     def call(
         self,
@@ -206,20 +210,19 @@ class AttentionDecoder(keras.layers.Layer):
         return_attention_scores=False,
         encoded_mask=None,
     ):
-        targets_shape = None if targets is None else targets.shape
-        steps_out = self._steps_out(encoded.shape, targets_shape)
         mask = encoded_mask if mask is None else mask
-        h = encoded  # (B, Tin, D)
+        steps_out = self._steps_out(encoded.shape, _shape(targets), _shape(mask))
+        h = ops.cast(encoded, self.compute_dtype)  # (B, Tin, D)
         h_1 = h[:, 0]  # (B, D)
         if mask is not None:
-            mask = _fitting_mask(mask, h.shape)  # (B, Tin)
+            mask = ops.cast(mask, "bool")  # (B, Tin)
             h = ops.where(mask[:, :, None], h, 0)  # clears even a NaN
             first = mask & (ops.cumsum(ops.cast(mask, "int32"), axis=1) == 1)
             h_1 = ops.sum(ops.where(first[:, :, None], h, 0), axis=1)
 
         # s_0 = tanh(h_1 W_s)   y_0 = 0
         s_0 = ops.tanh(ops.matmul(h_1, self.W_s))  # (B, u)
-        y_0 = ops.zeros_like(ops.matmul(h_1, self.C_o))  # (B, o)
+        y_0 = ops.zeros((ops.shape(h)[0], self.output_dim), dtype=h.dtype)  # (B, o)
         # k_j = h_j U_a + b_a
         k = ops.matmul(h, self.U_a) + self.b_a  # (B, Tin, u)
 
@@ -236,17 +239,19 @@ class AttentionDecoder(keras.layers.Layer):
             return ops.concatenate([y, alpha], axis=-1) if with_scores else y, [y, s]
 
         # What the steps are fed: the target of the step before, or nothing but their number.
+        steps_out = ops.shape(h)[1] if steps_out is None else steps_out
         if targets is None:
-            steps_out = ops.shape(h)[1] if steps_out is None else steps_out
             fed = ops.zeros((ops.shape(h)[0], steps_out, 1), dtype=h.dtype)
         else:
-            targets = ops.cast(targets, h.dtype)
-            fed = ops.concatenate([ops.zeros_like(targets[:, :1]), targets[:, :-1]], axis=1)
+            before = ops.cast(targets[:, : steps_out - 1], h.dtype)
+            before = ops.reshape(before, (ops.shape(h)[0], steps_out - 1, self.output_dim))
+            fed = ops.concatenate([y_0[:, None], before], axis=1)
         cell = _Cell(step, [self.output_dim, self.units], self.compute_dtype)
         loop = keras.layers.RNN(
-            cell, return_sequences=True, unroll=self.unroll, dtype=self.dtype_policy, name="loop"
+            cell, return_sequences=True, unroll=self.unroll, dtype=self.compute_dtype, name="loop"
         )
         outputs = loop(fed, initial_state=[y_0, s_0])  # (B, Tout, o) or (B, Tout, o + Tin)
+        del cell.call  # a cycle of references would keep the batch alive until garbage collection
         if not with_scores:
             return outputs
         outputs, scores = outputs[..., : self.output_dim], outputs[..., self.output_dim :]
@@ -258,9 +263,9 @@ class AttentionDecoder(keras.layers.Layer):
         """One step of the equations: from y_{t-1} and s_{t-1} to y_t, s_t and α_t."""
         u = self.units
         s_a, s_r, s_z, s_o = ops.split(ops.matmul(s, U), [u, 2 * u, 3 * u], axis=-1)
-        # e_tj = tanh(s_{t-1} W_a + k_j) · V_a     tanh is computed again for the gradient: kept for
-        #                                          every step, it would take Tout · Tin · u numbers
-        e = keras.remat(_scores)(s_a, k, self.V_a[:, None])  # (B, Tin)
+        # e_tj = tanh(s_{t-1} W_a + k_j) · V_a
+        scores = _scores if self.unroll else _remat(_scores)
+        e = scores(s_a, k, self.V_a[:, None])  # (B, Tin)
         # α_t = softmax over j of e_t
         if mask is not None:
             e = ops.where(mask, e, -3.4e38)  # about the least float32
@@ -298,13 +303,15 @@ class AttentionDecoder(keras.layers.Layer):
         return_attention_scores=False,
         encoded_mask=None,
     ):
-        shape = self.compute_output_shape(encoded.shape, None if targets is None else targets.shape)
+        mask = encoded_mask if mask is None else mask
+        self._steps_out(encoded.shape, _shape(targets), _shape(mask))
+        shape = self.compute_output_shape(encoded.shape, _shape(targets))
         outputs = keras.KerasTensor(shape, dtype=self.compute_dtype)
         if not return_attention_scores:
             return outputs
         return outputs, keras.KerasTensor((*shape[:2], encoded.shape[1]), dtype=self.compute_dtype)
 
-    def _steps_out(self, encoded_shape, targets_shape):
+    def _steps_out(self, encoded_shape, targets_shape=None, mask_shape=None):
         """T_out, or None where it is not known; raises ValueError for shapes that do not fit."""
         if len(encoded_shape) != 3 or encoded_shape[-1] is None:
             raise ValueError(
@@ -317,17 +324,12 @@ class AttentionDecoder(keras.layers.Layer):
                 f"got {tuple(encoded_shape)}"
             )
         steps_out = self.output_length or encoded_shape[1]
-        if targets_shape is not None:
-            fits = len(targets_shape) == 3 and targets_shape[2] == self.output_dim
-            if fits and None not in (steps_out, targets_shape[1]):
-                fits = targets_shape[1] == steps_out
-            if not fits:
-                raise ValueError(
-                    "targets must have the shape (batch, output steps, output_dim) = "
-                    f"({encoded_shape[0]}, {steps_out}, {self.output_dim}), "
-                    f"got {tuple(targets_shape)}"
-                )
-            steps_out = steps_out or targets_shape[1]
+        for name, shape, right in (
+            ("targets", targets_shape, (encoded_shape[0], steps_out, self.output_dim)),
+            ("mask", mask_shape, tuple(encoded_shape[:2])),
+        ):
+            if shape is not None and not _fits(shape, right):
+                raise ValueError(f"{name} must have the shape {right}, got {tuple(shape)}")
         if self.unroll and steps_out is None:
             raise ValueError(
                 "unroll=True needs a known number of output steps: give output_length, or encoded "
@@ -360,27 +362,34 @@ class _Cell:
         return self.call(inputs, states)
 
 
+# Computes a function again for its gradient instead of keeping what is in between: with the scores,
+# that would be Tout · Tin · u numbers.
+_remat = getattr(keras, "remat", lambda function: function)  # Keras 3.9
+
+
 def _scores(s_a, k, V_a):
-    """e_t = tanh(s_{t-1} W_a + k) · V_a, at least in float32: a float16 would overflow."""
+    """e_t = tanh(s_{t-1} W_a + k_j) · V_a, V_a as (u, 1), in no less than float32: no overflow."""
     dtype = keras.backend.standardize_dtype(k.dtype)
     dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
     tanh = ops.cast(ops.tanh(s_a[:, None, :] + k), dtype)  # (B, Tin, u)
     return ops.matmul(tanh, ops.cast(V_a, dtype))[:, :, 0]  # (B, Tin)
 
 
-def _fitting_mask(mask, encoded_shape):
-    fits = len(mask.shape) == 2
-    if fits and None not in (mask.shape[1], encoded_shape[1]):
-        fits = mask.shape[1] == encoded_shape[1]
-    if not fits:
-        raise ValueError(
-            f"mask must have the shape (batch, time steps) = {tuple(encoded_shape[:2])}, "
-            f"got {tuple(mask.shape)}"
-        )
-    return ops.cast(mask, "bool")
+def _shape(tensor):
+    return None if tensor is None else tensor.shape
+
+
+def _fits(shape, right):
+    """Whether two shapes are the same as far as they are known."""
+    return len(shape) == len(right) and all(
+        a == b or a is None or b is None for a, b in zip(shape, right, strict=True)
+    )
 
 
 def _positive_integer(name, value):
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
+    try:
+        if not isinstance(value, bool) and value.__index__() >= 1:
+            return value.__index__()
+    except (AttributeError, TypeError):
+        pass
+    raise ValueError(f"{name} must be a positive integer, got {value!r}")

@@ -163,6 +163,12 @@ def test_as_a_script(name, tmp_path):
     assert run_script(name, *TINY, "--seed", "1", cwd=tmp_path).stdout != run.stdout
 
 
+def test_who_asks_for_the_log_gets_it(tmp_path):
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"}
+    run = run_script("baseline.py", *TINY, cwd=tmp_path, env=env)
+    assert run.returncode == 0 and len(run.stderr.splitlines()) > 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

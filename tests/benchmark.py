@@ -1,0 +1,173 @@
+"""How fast it is, by hand: `.venv/bin/python tests/benchmark.py`. A few minutes, on one core first.
+
+Prints, as medians, the time of an update of the article's models made in three ways, and the time
+of a training step, the time to compile and the peak memory of the layer for longer sequences. Every
+line of the layer's table is measured in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def median_seconds(function, repeats):
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def updates(repeats: int) -> dict:
+    """Milliseconds an update of both models: the article's loop, train_on_batch and train."""
+    from attention import attention_model
+    from baseline import baseline_model, train
+    from data_prep import get_pairs
+
+    result = {}
+    for make_model in (baseline_model, attention_model):
+        X, y = get_pairs(2000, 5, 2, 50)
+
+        def article(model, X=X, y=y, n=20):
+            for i in range(n):
+                model.fit(X[i : i + 1], y[i : i + 1], epochs=1, verbose=0)
+
+        def on_batch(model, X=X, y=y, n=200):
+            for i in range(n):
+                model.train_on_batch(X[i : i + 1], y[i : i + 1])
+
+        def ours(model, X=X, y=y):
+            train(model, X, y)
+
+        for name, function, n in (
+            ("the article's loop, model.fit on each pair", article, 20),
+            ("model.train_on_batch on each pair", on_batch, 200),
+            ("train", ours, 2000),
+        ):
+            model = make_model(5, 50)
+            function(model)  # compiles
+            seconds = median_seconds(lambda f=function, m=model: f(m), repeats)
+            result[f"{model.name}: {name}"] = 1000 * seconds / n
+    return result
+
+
+def python_loop(layer, encoded):
+    """The equations in a plain Python loop over the steps, for comparison."""
+    from baseline import keras
+
+    ops = keras.ops
+    s = ops.tanh(ops.matmul(encoded[:, 0], layer.W_s))
+    y = ops.zeros_like(ops.matmul(s, layer.U_o))
+    k = ops.matmul(encoded, layer.U_a) + layer.b_a
+    outputs = []
+    for _ in range(encoded.shape[1]):
+        e = ops.tanh(ops.matmul(s, layer.W_a)[:, None] + k)
+        alpha = ops.softmax(ops.sum(e * layer.V_a, axis=-1))
+        c = ops.matmul(alpha[:, None], encoded)[:, 0]
+
+        def gate(state, W, U, C, b, y=y, c=c):
+            return ops.matmul(y, W) + ops.matmul(state, U) + ops.matmul(c, C) + b
+
+        r = ops.sigmoid(gate(s, layer.W_r, layer.U_r, layer.C_r, layer.b_r))
+        z = ops.sigmoid(gate(s, layer.W_z, layer.U_z, layer.C_z, layer.b_z))
+        p = ops.tanh(gate(r * s, layer.W_p, layer.U_p, layer.C_p, layer.b_p))
+        y = ops.softmax(gate(s, layer.W_o, layer.U_o, layer.C_o, layer.b_o))
+        s = (1 - z) * s + z * p
+        outputs.append(y)
+    return ops.stack(outputs, axis=1)
+
+
+def layer_step(T: int, how: str, jit_compile: bool, repeats: int) -> dict:
+    """One training step of the layer alone: batch 32, T steps in and out, 150 units, 50 outputs."""
+    import numpy as np
+
+    from baseline import keras  # first: it keeps TensorFlow's start-up log away
+    from attention_decoder import AttentionDecoder
+
+    class PythonLoop(AttentionDecoder):
+        def call(self, encoded, targets=None):
+            return python_loop(self, encoded)
+
+    layer = {"loop": AttentionDecoder, "Python loop": PythonLoop}[how]
+    inputs = keras.Input((T, 150))
+    model = keras.Model(inputs, layer(150, 50)(inputs))
+    model.compile("adam", "categorical_crossentropy", jit_compile=jit_compile)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(32, T, 150)).astype("float32")
+    y = np.eye(50, dtype="float32")[rng.integers(50, size=(32, T))]
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    before = peak()
+    compile_seconds = median_seconds(lambda: model.train_on_batch(x, y), 1)
+    step_seconds = median_seconds(lambda: model.train_on_batch(x, y), repeats)
+    return {
+        "compile": compile_seconds,
+        "step": 1000 * step_seconds,
+        "memory": peak() - before,
+    }
+
+
+def measure(cores: int, *arguments) -> dict:
+    """Runs one of the two functions above in a process of its own with so many cores."""
+    env = {**os.environ, "TF_NUM_INTRAOP_THREADS": str(cores), "TF_NUM_INTEROP_THREADS": str(cores)}
+    command = [sys.executable, __file__, "--measure", json.dumps([cores, *arguments])]
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(run.stderr)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default: 5")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        cores, name, *arguments = json.loads(args.measure)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+        function = {"updates": updates, "layer_step": layer_step}[name]
+        print(json.dumps(function(*arguments)))
+        return
+
+    all_cores = os.cpu_count() or 1
+    cores_measured = sorted({1, all_cores})
+    print(f"{'The article’s models, ms an update':60} {'cores':>5} {'ms':>8} {'ratio':>7}")
+    for cores in cores_measured:
+        result = measure(cores, "updates", args.repeats)
+        for name, milliseconds in result.items():
+            if "article" in name:
+                article = milliseconds
+            ratio = article / milliseconds
+            print(f"{name:60} {cores:5} {milliseconds:8.3f} {ratio:7.1f}", flush=True)
+
+    print("\nThe layer: a training step, batch 32, T steps in and out, 150 units, 50 outputs")
+    print(f"{'':12} {'XLA':>4} {'T':>4} {'cores':>6} {'compile s':>10} {'step ms':>8} {'MB':>6}")
+    for cores in cores_measured:
+        for jit_compile in (False, True):
+            for T, how in (
+                (10, "loop"), (20, "loop"), (20, "Python loop"),
+                (50, "loop"), (50, "Python loop"), (100, "loop"),
+            ):  # fmt: skip
+                r = measure(cores, "layer_step", T, how, jit_compile, args.repeats)
+                print(
+                    f"{how:12} {'yes' if jit_compile else 'no':>4} {T:4} {cores:6} "
+                    f"{r['compile']:10.1f} {r['step']:8.1f} {r['memory']:6.0f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
