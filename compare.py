@@ -400,7 +400,7 @@ def write_curves(args: Namespace, results: dict) -> None:
         axis.text(values.mean(), place + 0.33, f"{values.mean():.2f} %", ha="center")
     axis.set_yticks(range(len(TITLES)), [title.replace(" ", "\n", 1) for title in TITLES.values()])
     axis.set_ylim(-0.5, len(TITLES) - 0.4)
-    axis.set_xlim(-3, 103)
+    axis.set_xlim(-3, 108)
     axis.set_xlabel("exact-match accuracy in %: a point a repeat, a line their mean")
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(os.path.join(args.output, "accuracy.png"), dpi=120)
