@@ -12,8 +12,8 @@ import os
 
 import numpy as np
 
-from data_prep import argument_parser, at_least, get_pairs, one_hot_decode, parse_arguments
-from baseline import EXAMPLE_FLAGS, UNROLL_UP_TO, keras, layers, run_example
+from data_prep import argument_parser, get_pairs, one_hot_decode, parse_arguments
+from baseline import EXAMPLE_FLAGS, UNROLL_UP_TO, check_sizes, keras, layers, run_example
 from attention_decoder import AttentionDecoder
 
 N_HEATMAPS = 4
@@ -26,8 +26,7 @@ def attention_model(n_timesteps_in: int, n_features: int, n_units: int = 150) ->
     its output at every step, and the decoder chooses at each of its own steps which of them to use.
     Raises ValueError if a number is below 1 or `n_features` below 2.
     """
-    at_least(1, n_timesteps_in=n_timesteps_in, n_units=n_units)
-    at_least(2, n_features=n_features)
+    check_sizes(n_timesteps_in, n_features, n_units)
     unroll = n_timesteps_in <= UNROLL_UP_TO
     model = keras.Sequential(
         [

@@ -217,7 +217,7 @@ class AttentionDecoder(keras.layers.Layer):
         if mask is not None:
             mask = ops.cast(mask, "bool")  # (B, Tin)
             h = ops.where(mask[:, :, None], h, 0)  # clears even a NaN
-            first = mask & (ops.cumsum(ops.cast(mask, "int32"), axis=1) == 1)
+            first = ops.cumsum(ops.cast(mask, "int32"), axis=1) == 1  # and padding after it: 0
             h_1 = ops.sum(ops.where(first[:, :, None], h, 0), axis=1)
 
         # s_0 = tanh(h_1 W_s)   y_0 = 0

@@ -68,8 +68,7 @@ def baseline_model(n_timesteps_in: int, n_features: int, n_units: int = 150) -> 
     nothing on but its last state, `n_units` numbers, which the decoder sees at every step.
     Raises ValueError if a number is below 1 or `n_features` below 2.
     """
-    at_least(1, n_timesteps_in=n_timesteps_in, n_units=n_units)
-    at_least(2, n_features=n_features)
+    check_sizes(n_timesteps_in, n_features, n_units)
     unroll = n_timesteps_in <= UNROLL_UP_TO
     model = keras.Sequential(
         [
@@ -83,6 +82,12 @@ def baseline_model(n_timesteps_in: int, n_features: int, n_units: int = 150) -> 
     )
     model.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["acc"])
     return model
+
+
+def check_sizes(n_timesteps_in: int, n_features: int, n_units: int) -> None:
+    """Raises ValueError if a number is below 1 or `n_features` below 2."""
+    at_least(1, n_timesteps_in=n_timesteps_in, n_units=n_units)
+    at_least(2, n_features=n_features)
 
 
 def train(model: keras.Model, X: np.ndarray, y: np.ndarray, verbose: int = 0) -> np.ndarray:

@@ -203,7 +203,8 @@ def run_repeats(args: Namespace, results: dict) -> None:
         show_progress(None, len(missing), start)
     if failure:
         (model, repeat), error = failure
-        raise RuntimeError(f"repeat {repeat} of the {model} model failed: {error or repr(error)}")
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise RuntimeError(f"repeat {repeat} of the {model} model failed: {reason}")
 
 
 def print_known(waiting: deque, results: dict, n_repeats: int) -> None:
@@ -312,19 +313,22 @@ def read_csv(path: str, columns: tuple[str, ...]) -> list[dict]:
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         lines = file.read().split("\n")[:-1]  # what follows the last line's end was not finished
     rows = []
-    for number, cells in enumerate(csv.reader(lines), 1):
-        try:
+    number = 1
+    try:
+        for number, cells in enumerate(csv.reader(lines), 1):
             if number == 1:
-                assert cells == list(columns)
+                if cells != list(columns):
+                    raise ValueError
                 continue
             row = dict(zip(columns, cells, strict=True))
-            assert row["model"] in TITLES
+            if row["model"] not in TITLES:
+                raise ValueError
             for name in columns[1:]:
                 real = name in ("accuracy", "seconds") or name.startswith("loss_")
                 row[name] = float(row[name]) if real else int(row[name])
             rows.append(row)
-        except (AssertionError, ValueError):
-            raise ValueError(f"{path} is damaged in line {number}") from None
+    except (ValueError, csv.Error):
+        raise ValueError(f"{path} is damaged in line {number}") from None
     return rows
 
 
@@ -430,15 +434,15 @@ def main() -> int:
     write_tables(args, results)
     try:
         run_repeats(args, results)
+        write_tables(args, results)
+        print_statistics(results, args.n_repeats)
+        write_curves(args, results)
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped. {finished_so_far(args)}", file=sys.stderr)
         return 130
     except (OSError, RuntimeError) as error:
         print(f"{parser.prog}: {error}. {finished_so_far(args)}", file=sys.stderr)
         return 1
-    write_tables(args, results)
-    print_statistics(results, args.n_repeats)
-    write_curves(args, results)
     print("\nWritten: " + ", ".join(os.path.join(args.output, name) for name in RESULT_FILES))
     return 0
 

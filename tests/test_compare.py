@@ -258,9 +258,10 @@ def test_killed_and_resumed_equals_unbroken(unbroken, tmp_path):
 @pytest.mark.parametrize("n_rows", [0, 2])
 def test_ctrl_c(n_rows, tmp_path):
     output = tmp_path / "results"
-    process = start(output, "--jobs", "2")
+    # Without a row to wait for: in the midst of trainings that take far longer than the time-out.
+    process = start(output, "--jobs", "2", *([] if n_rows else ["--n-updates", "2000000"]))
     wait_for_rows(output, n_rows)
-    time.sleep(0 if n_rows else 1)
+    time.sleep(0 if n_rows else 8)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
