@@ -86,7 +86,8 @@ class AttentionDecoder(keras.layers.Layer):
         mask: Boolean (batch, T_in), False at padding. Padded steps get weight 0, whatever stands in
             them, and s_0 is made from the first step that is not padded. By default the mask
             that comes with `encoded`. The outputs carry no mask.
-        return_attention_scores: Whether to return `(outputs, scores)`. Default: False.
+        return_attention_scores: Whether to return `(outputs, scores)`. Default: False. Where one
+            layer is called several times in a functional model, Keras wants the same in each call.
         encoded_mask: Filled in by Keras with the encoder's own mask when `targets` are given too.
 
     Returns:
