@@ -68,7 +68,8 @@ def test_links_and_names():
             assert (ROOT / target).exists(), target
     for name in re.findall(r"`(\w+\.py)`", README):
         assert (ROOT / name).exists() or (ROOT / "tests" / name).exists(), name
-    functions = set(re.findall(r"`(\w+)\(", README))
+    functions = set(re.findall(r"`(\w+)\(\)`", README))
+    assert len(functions) > 10
     sources = " ".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))
     for function in functions:
         assert re.search(rf"(def|class) {function}\b", sources), function
