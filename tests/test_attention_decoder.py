@@ -250,10 +250,15 @@ def test_no_call_keeps_its_batch_alive():
         for seed in range(3):
             x = ops.convert_to_tensor(random_input(seed=seed), dtype="float32")
             references.append(weakref.ref(x))
-            layer(x, return_attention_scores=True)
+            if BACKEND == "torch":
+                import torch
+
+                with torch.no_grad():  # its checkpoint keeps what a gradient may need
+                    layer(x, return_attention_scores=True)
+            else:
+                layer(x, return_attention_scores=True)
         del x
-        kept = sum(reference() is not None for reference in references)
-        assert kept <= 1  # PyTorch's checkpoint holds the last one
+        assert [reference() for reference in references] == [None] * 3
     finally:
         gc.enable()
 
