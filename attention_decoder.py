@@ -266,7 +266,7 @@ class AttentionDecoder(keras.layers.Layer):
         s_a, s_r, s_z, s_o = ops.split(ops.matmul(s, U), [u, 2 * u, 3 * u], axis=-1)
         # e_tj = tanh(s_{t-1} W_a + k_j) · V_a
         scores = _scores if self.unroll else _remat(_scores)
-        e = scores(s_a, k, self.V_a[:, None])  # (B, Tin)
+        e = scores(s_a, k, ops.expand_dims(self.V_a, 1))  # (B, Tin)
         # α_t = softmax over j of e_t
         if mask is not None:
             e = ops.where(mask, e, -3.4e38)  # about the least float32
@@ -275,7 +275,7 @@ class AttentionDecoder(keras.layers.Layer):
             alpha = ops.where(mask, alpha, 0)  # a sample that is all padding attends to nothing
         alpha = ops.cast(alpha, h.dtype)
         # c_t = Σ_j α_tj h_j
-        c = ops.matmul(alpha[:, None, :], h)[:, 0]  # (B, D)
+        c = ops.squeeze(ops.matmul(ops.expand_dims(alpha, 1), h), 1)  # (B, D)
         x = ops.matmul(y, W) + ops.matmul(c, C) + b
         x_r, x_z, x_p, x_o = ops.split(x, [u, 2 * u, 3 * u], axis=-1)
         # r_t = σ(y_{t-1} W_r + s_{t-1} U_r + c_t C_r + b_r)
@@ -372,8 +372,8 @@ def _scores(s_a, k, V_a):
     """e_t = tanh(s_{t-1} W_a + k_j) · V_a, V_a as (u, 1), in no less than float32: no overflow."""
     dtype = keras.backend.standardize_dtype(k.dtype)
     dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
-    tanh = ops.cast(ops.tanh(s_a[:, None, :] + k), dtype)  # (B, Tin, u)
-    return ops.matmul(tanh, ops.cast(V_a, dtype))[:, :, 0]  # (B, Tin)
+    tanh = ops.cast(ops.tanh(ops.expand_dims(s_a, 1) + k), dtype)  # (B, Tin, u)
+    return ops.squeeze(ops.matmul(tanh, ops.cast(V_a, dtype)), 2)  # (B, Tin)
 
 
 def _shape(tensor):

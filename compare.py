@@ -90,19 +90,15 @@ def run_repeat(
     with ONE_AT_A_TIME:
         from baseline import keras
 
-        model = compiled_model(model_name, n_timesteps_in, n_features, n_units)
+        model, first_state = compiled_model(model_name, n_timesteps_in, n_features, n_units)
         keras.utils.set_random_seed(seed)
         # A cluster worker's other threads draw from `random`, from which Keras seeds initializers.
         with mock.patch("random.randint", random.Random(seed).randint):
             fresh = new_model(model_name, n_timesteps_in, n_features, n_units)
-        fresh.optimizer.build(fresh.trainable_variables)
         # A new model would have to be compiled: the compiled one gets the new one's numbers.
-        for variable, new in zip(
-            model.weights + model.optimizer.variables,
-            fresh.weights + fresh.optimizer.variables,
-            strict=True,
-        ):
-            variable.assign(new)
+        model.set_weights(fresh.get_weights())
+        for variable, value in zip(model.optimizer.variables, first_state, strict=True):
+            variable.assign(value)
 
         problem = (n_timesteps_in, n_timesteps_out, n_features)
         start = time.perf_counter()
@@ -117,12 +113,17 @@ def run_repeat(
 
 @functools.lru_cache(maxsize=2)
 def compiled_model(model_name: str, n_timesteps_in: int, n_features: int, n_units: int):
-    """Returns a model whose training is compiled: one for each process and kind."""
+    """Returns a model whose training is compiled and its optimizer's first state.
+
+    One for each process and kind of model.
+    """
     from baseline import train
 
     model = new_model(model_name, n_timesteps_in, n_features, n_units)
+    model.optimizer.build(model.trainable_variables)
+    first_state = [variable.numpy() for variable in model.optimizer.variables]
     train(model, *get_pairs(1, n_timesteps_in, 1, n_features))
-    return model
+    return model, first_state
 
 
 def new_model(model_name: str, n_timesteps_in: int, n_features: int, n_units: int):
@@ -427,11 +428,11 @@ def main() -> int:
     try:
         if args.resume:
             results = read_results(args)
-    except ValueError as error:
+        else:
+            set_aside(args.output)
+        write_tables(args, results)
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    if not args.resume:
-        set_aside(args.output)
-    write_tables(args, results)
     try:
         run_repeats(args, results)
         write_tables(args, results)

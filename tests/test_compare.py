@@ -334,6 +334,14 @@ def test_resume_with_a_damaged_file(damage, name, unbroken, tmp_path):
     assert (tmp_path / name).read_bytes() == damaged
 
 
+@pytest.mark.parametrize("name", ["accuracy.csv", "repeats.csv"])
+def test_resume_with_a_file_that_cannot_be_read(name, tmp_path):
+    (tmp_path / name).mkdir()
+    finished = run(tmp_path, "--resume")
+    assert finished.returncode == 2
+    assert finished.stderr.count("\n") == 1 and str(tmp_path / name) in finished.stderr
+
+
 def test_resume_where_there_is_nothing_and_then_more_repeats(unbroken, tmp_path):
     first = run(tmp_path, "--resume", "--n-repeats", "1")
     assert first.returncode == 0 and len(rows(tmp_path)) == 2

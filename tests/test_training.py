@@ -55,7 +55,7 @@ def test_train_is_one_update_for_each_pair_in_order(make_model):
 
 def test_parts_make_no_difference():
     """However the pairs are split among calls, and these into compiled calls, they are the same."""
-    assert baseline.PAIRS_PER_CALL == 250
+    assert baseline.PAIRS_PER_CALL == 500
     keras.utils.set_random_seed(0)
     model = baseline_model(2, 6, 5)
     again = keras.models.clone_model(model)
@@ -75,7 +75,7 @@ def test_training_is_compiled_once(tmp_path):
 from data_prep import get_pairs
 from baseline import baseline_model, train
 model = baseline_model(2, 6, 5)
-for n_pairs in (1, 250, 300, 7):
+for n_pairs in (1, 500, 600, 7):
     train(model, *get_pairs(n_pairs, 2, 1, 6))
 """
     flags = f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text"
