@@ -98,9 +98,9 @@ def layer_step(T: int, how: str, jit_compile: bool, repeats: int) -> dict:
         def call(self, encoded, targets=None):
             return python_loop(self, encoded)
 
-    layer = {"loop": AttentionDecoder, "Python loop": PythonLoop}[how]
+    layer = PythonLoop if how == "Python loop" else AttentionDecoder
     inputs = keras.Input((T, 150))
-    model = keras.Model(inputs, layer(150, 50)(inputs))
+    model = keras.Model(inputs, layer(150, 50, unroll=how == "unroll=True")(inputs))
     model.compile("adam", "categorical_crossentropy", jit_compile=jit_compile)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(32, T, 150)).astype("float32")
@@ -158,7 +158,7 @@ def main() -> None:
     for cores in cores_measured:
         for jit_compile in (False, True):
             for T, how in (
-                (10, "loop"), (20, "loop"), (20, "Python loop"),
+                (10, "loop"), (20, "loop"), (20, "unroll=True"), (20, "Python loop"),
                 (50, "loop"), (50, "Python loop"), (100, "loop"),
             ):  # fmt: skip
                 r = measure(cores, "layer_step", T, how, jit_compile, args.repeats)
