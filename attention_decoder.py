@@ -292,9 +292,10 @@ class AttentionDecoder(keras.layers.Layer):
     def compute_mask(self, inputs, previous_mask):
         return None  # the input's mask says nothing about the output steps
 
-    def compute_output_shape(self, encoded_shape, targets_shape=None):
+    def compute_output_shape(self, encoded_shape, targets_shape=None, mask_shape=None):
+        steps_out = self._steps_out(encoded_shape, targets_shape, mask_shape)
         width = encoded_shape[1] if self.return_probabilities else self.output_dim
-        return (encoded_shape[0], self._steps_out(encoded_shape, targets_shape), width)
+        return (encoded_shape[0], steps_out, width)
 
     def compute_output_spec(
         self,
@@ -305,8 +306,7 @@ class AttentionDecoder(keras.layers.Layer):
         encoded_mask=None,
     ):
         mask = encoded_mask if mask is None else mask
-        self._steps_out(encoded.shape, _shape(targets), _shape(mask))
-        shape = self.compute_output_shape(encoded.shape, _shape(targets))
+        shape = self.compute_output_shape(encoded.shape, _shape(targets), _shape(mask))
         outputs = keras.KerasTensor(shape, dtype=self.compute_dtype)
         if not return_attention_scores:
             return outputs

@@ -17,6 +17,7 @@ import time
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from data_prep import available_cores, get_pairs  # noqa: E402
 
 
 def median_seconds(function, repeats):
@@ -32,7 +33,6 @@ def updates(repeats: int) -> dict:
     """Milliseconds an update of both models: the article's loop, train_on_batch and train."""
     from attention import attention_model
     from baseline import baseline_model, train
-    from data_prep import get_pairs
 
     result = {}
     for make_model in (baseline_model, attention_model):
@@ -142,8 +142,7 @@ def main() -> None:
         print(json.dumps(function(*arguments)))
         return
 
-    all_cores = os.cpu_count() or 1
-    cores_measured = sorted({1, all_cores})
+    cores_measured = sorted({1, available_cores()})
     print(f"{'The article’s models, ms an update':60} {'cores':>5} {'ms':>8} {'ratio':>7}")
     for cores in cores_measured:
         result = measure(cores, "updates", args.repeats)
