@@ -1,4 +1,4 @@
-"""The article's section "Encoder-Decoder With Attention". Run it with `python attention.py`.
+"""Encoder-Decoder With Attention: the article's section 5. Run it with `python attention.py`.
 
 The same example as in baseline.py, with attention: trains on 5,000 pairs, prints the accuracy on
 100 new sequences, in %, and ten of them. Then it shows where the decoder looked: the attention
@@ -6,17 +6,24 @@ weights of one new pair as text, and of a few as a picture, OUTPUT/attention.png
 fifteen seconds.
 """
 
-from __future__ import annotations
-
 import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C ends the script at once, without a traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import sys
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from data_prep import argument_parser, get_pairs, one_hot_decode, parse_arguments
-from baseline import EXAMPLE_FLAGS, UNROLL_UP_TO, check_sizes, keras, layers, run_example
+from data_prep import check, get_pairs, make_folder, one_hot_decode, parse_arguments
+from baseline import UNROLL_UP_TO, evaluate, keras, layers, spot_check, train
 from attention_decoder import AttentionDecoder
 
 N_HEATMAPS = 4
+TABLE_UP_TO = 14  # time steps that a table of the attention weights has room for in 80 columns
+LABELS_UP_TO = 20  # time steps of which each has its label, and its room, in the picture
 
 
 def attention_model(n_timesteps_in: int, n_features: int, n_units: int = 150) -> keras.Model:
@@ -26,13 +33,13 @@ def attention_model(n_timesteps_in: int, n_features: int, n_units: int = 150) ->
     its output at every step, and the decoder chooses at each of its own steps which of them to use.
     Raises ValueError if a number is below 1 or `n_features` below 2.
     """
-    check_sizes(n_timesteps_in, n_features, n_units)
+    check(n_timesteps_in=n_timesteps_in, n_features=n_features, n_units=n_units)
     unroll = n_timesteps_in <= UNROLL_UP_TO
     model = keras.Sequential(
         [
-            keras.Input((n_timesteps_in, n_features)),
-            layers.LSTM(n_units, return_sequences=True, unroll=unroll),
-            AttentionDecoder(n_units, n_features, unroll=unroll),
+            keras.Input((n_timesteps_in, n_features), name="pairs"),
+            layers.LSTM(n_units, return_sequences=True, unroll=unroll, name="encoder"),
+            AttentionDecoder(n_units, n_features, unroll=unroll, name="decoder"),
         ],
         name="attention",
     )
@@ -63,33 +70,51 @@ def plot_weights(
     path: str, inputs: list[list[int]], outputs: list[list[int]], weights: np.ndarray
 ) -> None:
     """Writes a picture of the attention weights (pairs, T_out, T_in), a heatmap for each pair."""
-    import matplotlib.pyplot as plt  # here: nothing else needs it
-
-    size = 1.2 + 0.4 * len(inputs[0])  # inches
-    figure = plt.figure(figsize=(size * len(inputs) + 0.8, size), layout="constrained")
-    axes = figure.subplots(1, len(inputs), squeeze=False)
-    for axis, pair_in, pair_out, weight in zip(axes[0], inputs, outputs, weights, strict=True):
+    size = 1.2 + 0.4 * min(len(inputs[0]), LABELS_UP_TO)  # inches
+    figure = Figure(figsize=(size * len(inputs) + 0.8, size), layout="constrained")
+    axes = figure.subplots(1, len(inputs), squeeze=False)[0]
+    for axis, pair_in, pair_out, weight in zip(axes, inputs, outputs, weights):
         image = axis.imshow(weight, vmin=0, vmax=1, cmap="Blues")
-        axis.set_xticks(range(len(pair_in)), pair_in)
-        axis.set_yticks(range(len(pair_out)), pair_out)
-        axis.set_xlabel("input")
-    axes[0, 0].set_ylabel("output")
+        axis.set_xlabel("input step")
+        if len(pair_in) <= LABELS_UP_TO:
+            axis.set_xticks(range(len(pair_in)), pair_in)
+            axis.set_yticks(range(len(pair_out)), pair_out)
+            axis.set_xlabel("input")
+    axes[0].set_ylabel("output" if len(inputs[0]) <= LABELS_UP_TO else "output step")
     figure.colorbar(image, ax=axes, label="attention weight")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main() -> None:
-    parser = argument_parser(__doc__, *EXAMPLE_FLAGS)
-    parser.add_argument("--output", default="results", metavar="FOLDER",
-                        help="folder for attention.png (default: results)")  # fmt: skip
-    args = parse_arguments(parser)
-    model, rng = run_example(attention_model, args)
+    # Configure the problem.
+    args = parse_arguments(
+        __doc__,
+        n_timesteps_in=5,
+        n_timesteps_out=2,
+        n_features=50,
+        n_units=150,
+        n_updates=5000,
+        n_eval=100,
+        seed=0,
+        output="results",
+    )
+    make_folder(args.output)
+    problem = (args.n_timesteps_in, args.n_timesteps_out, args.n_features)
+    keras.utils.set_random_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
 
-    X, _ = get_pairs(N_HEATMAPS, args.n_timesteps_in, args.n_timesteps_out, args.n_features, rng)
+    # The rest is as in baseline.py, but for the model.
+    model = attention_model(args.n_timesteps_in, args.n_features, args.n_units)
+    train(model, *get_pairs(args.n_updates, *problem, rng), verbose=int(sys.stdout.isatty()))
+    accuracy = evaluate(model, *problem, args.n_eval, rng)
+    print(f"Accuracy: {accuracy:.2f}%")
+    spot_check(model, *get_pairs(10, *problem, rng))
+
+    # Where the decoder looked in a few more.
+    X, _ = get_pairs(N_HEATMAPS, *problem, rng)
     y, weights = attention_weights(model, X)
     inputs, outputs = one_hot_decode(X), one_hot_decode(y)
-    if args.n_timesteps_in <= UNROLL_UP_TO:  # a longer table would not fit the terminal
+    if args.n_timesteps_in <= TABLE_UP_TO:
         print_weights(inputs[0], outputs[0], weights[0])
     path = os.path.join(args.output, "attention.png")
     plot_weights(path, inputs, outputs, weights)

@@ -1,68 +1,39 @@
-"""The article's section "Encoder-Decoder Without Attention". Run it with `python baseline.py`.
+"""Encoder-Decoder Without Attention: the article's section 3. Run it with `python baseline.py`.
 
 Trains an encoder-decoder of two LSTMs on 5,000 pairs, one after the other, prints how many of 100
 new sequences it then gets right from end to end, in %, and shows ten of them. It takes about ten
 seconds and writes no files.
 
-The training and the evaluation that all scripts share live here.
+The training and the prediction that all scripts share live here.
 """
 
-from __future__ import annotations
-
-import argparse
-import contextlib
-import functools
-import gc
 import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C ends the script at once, without a traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import dataclasses
+import functools
+import json
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 
 import numpy as np
 
-from data_prep import argument_parser, at_least, get_pairs, one_hot_decode, parse_arguments
-
-# Pairs that one call of the compiled training takes: 5,000 make 10 steps of the progress bar.
-PAIRS_PER_CALL = 500
-# Unrolled, recurrent layers train up to 3 times faster, but the time to compile grows with length.
-UNROLL_UP_TO = 10
+from data_prep import Rng, check, get_pairs, one_hot_decode, parse_arguments, without_log_lines
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
-# Products of one pair are too small to share. One thread also makes every run add in one order.
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # lets processes share a GPU
-
-
-@contextlib.contextmanager
-def without_start_up_log() -> Iterator[None]:
-    """Drops what TensorFlow logs as it starts, unless the user set TF_CPP_MIN_LOG_LEVEL to 0 or 1.
-
-    TensorFlow 2.21 writes to file descriptor 2 whatever that variable says.
-    """
-    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") in ("0", "1"):
-        yield
-        return
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as devnull:
-        os.dup2(devnull.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-with without_start_up_log():
-    gc.disable()  # what is imported stays: looking there for garbage takes a fifth of the time
+with without_log_lines():
     import keras
     import tensorflow as tf
     from keras import layers
 
-    # Wake devices and compiler while nobody listens.
-    tf.function(lambda: tf.constant(0), jit_compile=tf.test.is_built_with_xla())()
-    gc.freeze()
-    gc.enable()
+# Unrolled, recurrent layers train up to 3 times faster, but the time to compile grows with length.
+UNROLL_UP_TO = 10
+# Pairs that one call of the compiled training takes: 5,000 make 10 steps of the progress bar.
+PAIRS_PER_CALL = 500
 
 
 def baseline_model(n_timesteps_in: int, n_features: int, n_units: int = 150) -> keras.Model:
@@ -72,15 +43,17 @@ def baseline_model(n_timesteps_in: int, n_features: int, n_units: int = 150) -> 
     nothing on but its last state, `n_units` numbers, which the decoder sees at every step.
     Raises ValueError if a number is below 1 or `n_features` below 2.
     """
-    check_sizes(n_timesteps_in, n_features, n_units)
+    check(n_timesteps_in=n_timesteps_in, n_features=n_features, n_units=n_units)
     unroll = n_timesteps_in <= UNROLL_UP_TO
     model = keras.Sequential(
         [
-            keras.Input((n_timesteps_in, n_features)),
-            layers.LSTM(n_units, unroll=unroll),  # (batch, n_units)
-            layers.RepeatVector(n_timesteps_in),  # (batch, n_timesteps_in, n_units)
-            layers.LSTM(n_units, return_sequences=True, unroll=unroll),
-            layers.TimeDistributed(layers.Dense(n_features, activation="softmax")),
+            keras.Input((n_timesteps_in, n_features), name="pairs"),
+            layers.LSTM(n_units, unroll=unroll, name="encoder"),  # (batch, n_units)
+            layers.RepeatVector(n_timesteps_in, name="repeat"),  # (batch, n_timesteps_in, n_units)
+            layers.LSTM(n_units, return_sequences=True, unroll=unroll, name="decoder"),
+            layers.TimeDistributed(
+                layers.Dense(n_features, activation="softmax", name="dense"), name="output"
+            ),
         ],
         name="baseline",
     )
@@ -88,20 +61,15 @@ def baseline_model(n_timesteps_in: int, n_features: int, n_units: int = 150) -> 
     return model
 
 
-def check_sizes(n_timesteps_in: int, n_features: int, n_units: int) -> None:
-    """Raises ValueError if a number is below 1 or `n_features` below 2."""
-    at_least(1, n_timesteps_in=n_timesteps_in, n_units=n_units)
-    at_least(2, n_features=n_features)
-
-
 def train(model: keras.Model, X: np.ndarray, y: np.ndarray, verbose: int = 0) -> np.ndarray:
     """Makes one update for each pair, in order: the article's training, batch size 1.
 
     The same as `for i in range(len(X)): model.train_on_batch(X[i : i + 1], y[i : i + 1])`, compiled
-    once for each model.
+    once for all models of the same layers, loss and optimizer settings. Any number of threads may
+    train at a time, each its own model.
 
     Args:
-        model: A compiled model.
+        model: A model compiled with a loss and a plain Adam, with float32 layers.
         X, y: Inputs and targets, (n_pairs, time steps, features).
         verbose: 1 shows a progress bar.
 
@@ -109,50 +77,47 @@ def train(model: keras.Model, X: np.ndarray, y: np.ndarray, verbose: int = 0) ->
         The loss of every update, taken before it: a float array (n_pairs,).
 
     Raises:
-        ValueError: If the model is not compiled, there are no pairs, or X and y differ in number.
+        ValueError: If the model is not compiled so, if there are no pairs, or if X and y differ in
+            number.
     """
-    if getattr(model, "optimizer", None) is None:
-        raise ValueError(f"model must be compiled, got {model.name!r} without an optimizer")
     if len(X) != len(y):
         raise ValueError(f"X and y must have the same number of pairs, got {len(X)} and {len(y)}")
-    at_least(1, n_pairs=len(X))
-    update_on_pairs = compiled_updates(model, model.optimizer)
+    check(n_pairs=len(X))
+    check_compiled(model)
+    adam = model.optimizer
+    adam.build(model.trainable_variables)
+    update_on_pairs, _ = compiled_functions(model)
+    moments = (list(adam._momentums), list(adam._velocities))
+    variables = [
+        model.trainable_variables,
+        model.non_trainable_variables,
+        *moments,
+        adam.iterations,
+    ]
+    state = keras.tree.map_structure(tf.convert_to_tensor, variables)
+    learning_rate = tf.convert_to_tensor(adam.learning_rate)
+    losses = []
     bar = keras.utils.Progbar(len(X), verbose=verbose, unit_name="update")
     bar.update(0)
-    losses = []
     for start in range(0, len(X), PAIRS_PER_CALL):
         X_part, y_part = X[start : start + PAIRS_PER_CALL], y[start : start + PAIRS_PER_CALL]
         n_pairs = len(X_part)
-        rest = [(0, PAIRS_PER_CALL - n_pairs), (0, 0), (0, 0)]  # one shape, so one compilation
-        loss = update_on_pairs(np.pad(X_part, rest), np.pad(y_part, rest), tf.constant(n_pairs))
+        # Always arrays of one shape, so that one compilation serves them all.
+        rest = [(0, PAIRS_PER_CALL - n_pairs), (0, 0), (0, 0)]
+        X_part, y_part = np.pad(X_part, rest), np.pad(y_part, rest)
+        state, loss = update_on_pairs(state, learning_rate, X_part, y_part, tf.constant(n_pairs))
         losses.append(loss[:n_pairs])
         bar.update(start + n_pairs)
+    for variable, value in zip(keras.tree.flatten(variables), keras.tree.flatten(state)):
+        variable.assign(value)
     return np.concatenate(losses)
 
 
-@functools.lru_cache(maxsize=8)
-def compiled_updates(model: keras.Model, optimizer: keras.Optimizer) -> Callable:
-    """Returns the loop over the pairs as one compiled function of (X, y, n_pairs)."""
-    has_xla = tf.test.is_built_with_xla()
-    if not has_xla:  # some Windows builds
-        print("This TensorFlow was built without XLA: training takes longer", file=sys.stderr)
-    optimizer.build(model.trainable_variables)
-
-    @tf.function(jit_compile=has_xla)
-    def update_on_pairs(X, y, n_pairs):
-        losses = tf.TensorArray(tf.float32, PAIRS_PER_CALL)
-        i = 0
-        while i < n_pairs:  # for i in tf.range(n_pairs) would be compiled anew for each n_pairs
-            X_i, y_i = X[i][None], y[i][None]  # (1, time steps, features)
-            with tf.GradientTape() as tape:
-                loss = model.compute_loss(X_i, y_i, model(X_i, training=True))
-            gradients = tape.gradient(loss, model.trainable_variables)
-            optimizer.apply(gradients, model.trainable_variables)
-            losses = losses.write(i, loss)
-            i += 1
-        return losses.stack()  # (PAIRS_PER_CALL,)
-
-    return update_on_pairs
+def predict(model: keras.Model, X: np.ndarray) -> np.ndarray:
+    """Returns the model's outputs for X, as `model.predict_on_batch(X)`; compiled as in `train`."""
+    _, outputs_of = compiled_functions(model)
+    variables = [model.trainable_variables, model.non_trainable_variables]
+    return outputs_of(keras.tree.map_structure(tf.convert_to_tensor, variables), X).numpy()
 
 
 def evaluate(
@@ -161,54 +126,157 @@ def evaluate(
     n_timesteps_out: int,
     n_features: int,
     n_eval: int = 100,
-    rng: np.random.Generator | None = None,
+    rng: Rng = None,
 ) -> float:
     """Returns the exact-match accuracy on `n_eval` new pairs, in %: all steps right, or wrong.
 
     Raises ValueError as `get_pairs` does.
     """
     X, y = get_pairs(n_eval, n_timesteps_in, n_timesteps_out, n_features, rng)
-    expected, predicted = one_hot_decode(y), one_hot_decode(model.predict_on_batch(X))
-    return 100 * sum(e == p for e, p in zip(expected, predicted, strict=True)) / n_eval
+    pairs = zip(one_hot_decode(y), one_hot_decode(predict(model, X)))
+    return 100 * sum(expected == predicted for expected, predicted in pairs) / n_eval
 
 
-def show_examples(
-    model: keras.Model,
-    n_timesteps_in: int,
-    n_timesteps_out: int,
-    n_features: int,
-    n_examples: int = 10,
-    rng: np.random.Generator | None = None,
-) -> None:
-    """Prints what the model makes of `n_examples` new pairs, one a line."""
-    X, y = get_pairs(n_examples, n_timesteps_in, n_timesteps_out, n_features, rng)
-    expected, predicted = one_hot_decode(y), one_hot_decode(model.predict_on_batch(X))
-    for e, p in zip(expected, predicted, strict=True):
-        print(f"Expected: {e} Predicted {p}")
+def spot_check(model: keras.Model, X: np.ndarray, y: np.ndarray) -> None:
+    """Prints what the model makes of each pair beside what is right, one a line."""
+    for expected, predicted in zip(one_hot_decode(y), one_hot_decode(predict(model, X))):
+        print(f"Expected: {expected} Predicted {predicted}")
 
 
-def run_example(
-    model_function: Callable, args: argparse.Namespace
-) -> tuple[keras.Model, np.random.Generator]:
-    """Makes, trains and evaluates one model as the article does; returns it and the generator."""
-    keras.utils.set_random_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    problem = (args.n_timesteps_in, args.n_timesteps_out, args.n_features)
-    model = model_function(args.n_timesteps_in, args.n_features, args.n_units)
-    train(model, *get_pairs(args.n_updates, *problem, rng), verbose=int(sys.stdout.isatty()))
-    print(f"Accuracy: {evaluate(model, *problem, args.n_eval, rng):.2f}%")
-    show_examples(model, *problem, rng=rng)
-    return model, rng
+# From here on: what is compiled, once for all models of one architecture.
 
 
-# The flags of one training; the comparison has more.
-EXAMPLE_FLAGS = (
-    "n_timesteps_in", "n_timesteps_out", "n_features", "n_units", "n_updates", "n_eval", "seed",
-)  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What a compiled function depends on; two models of equal settings have equal ones."""
+
+    settings: str
+    classes: tuple  # of the layers: settings tell a class's name, not whether it was written anew
+    own: keras.Model | None  # the model itself if it has a function of its user's: likewise
+    model: keras.Model = dataclasses.field(compare=False)
+
+
+def compiled_functions(model: keras.Model) -> tuple[Callable, Callable]:
+    """Returns what `compile_functions` makes of the model's settings of now."""
+    settings = keras.saving.serialize_keras_object(model)
+    if model.optimizer:
+        optimizer = model.optimizer.get_config()
+        settings["compile_config"]["optimizer"] = {
+            name: value
+            for name, value in optimizer.items()
+            if name not in ("name", "learning_rate")
+        }
+    settings = json.dumps(settings)
+    own = model if '"class_name": "function"' in settings else None
+    with COMPILING:
+        return compile_functions(Architecture(settings, tuple(map(type, model.layers)), own, model))
+
+
+COMPILING = threading.Lock()
+
+
+@functools.lru_cache(maxsize=8)
+def compile_functions(architecture: Architecture) -> tuple[Callable, Callable]:
+    """Returns the training and the prediction of an architecture, compiled at their first call.
+
+    They have no state: weights, Adam's moments and the number of updates go in and come out.
+    """
+    model = architecture.model
+    has_xla = tf.test.is_built_with_xla()
+
+    def with_values(trainable, non_trainable):
+        """While this holds, the model's variables have the values given."""
+        variables = model.trainable_variables + model.non_trainable_variables
+        return keras.StatelessScope(zip(variables, trainable + non_trainable))
+
+    @tf.function(jit_compile=has_xla)
+    def update_on_pairs(state, learning_rate, X, y, n_pairs):
+        weights, others, m, v, t = state
+        losses = tf.TensorArray(tf.float32, PAIRS_PER_CALL)
+        i = 0
+        while i < n_pairs:  # for i in tf.range(n_pairs) would be compiled anew for each n_pairs
+            X_i, y_i = X[i][None], y[i][None]  # (1, time steps, features)
+            with tf.GradientTape() as tape:
+                tape.watch(weights)
+                with with_values(weights, others) as scope:
+                    loss = model.compute_loss(X_i, y_i, model(X_i, training=True))
+            gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
+            others = [
+                scope.get_current_value(variable) for variable in model.non_trainable_variables
+            ]
+            t += 1
+            weights, m, v = adam_update(model, weights, gradients, m, v, t, learning_rate)
+            losses = losses.write(i, loss)
+            i += 1
+        return [weights, others, m, v, t], losses.stack()  # (PAIRS_PER_CALL,)
+
+    @tf.function
+    def outputs_of(variables, X):
+        with with_values(*variables):
+            return model(X, training=False)
+
+    return update_on_pairs, outputs_of
+
+
+def adam_update(model, weights, gradients, m, v, t, learning_rate):
+    """Update t of Adam (arXiv:1412.6980, end of section 2), as `keras.optimizers.Adam` makes it."""
+    adam = model.optimizer
+    t = tf.cast(t, tf.float32)
+    alpha = learning_rate * tf.sqrt(1 - adam.beta_2**t) / (1 - adam.beta_1**t)
+    m = [m_k + (g_k - m_k) * (1 - adam.beta_1) for m_k, g_k in zip(m, gradients)]
+    v = [v_k + (g_k * g_k - v_k) * (1 - adam.beta_2) for v_k, g_k in zip(v, gradients)]
+    weights = [
+        w_k - m_k * alpha / (tf.sqrt(v_k) + adam.epsilon) for w_k, m_k, v_k in zip(weights, m, v)
+    ]
+    constraints = [variable.constraint for variable in model.trainable_variables]
+    return [w if c is None else c(w) for w, c in zip(weights, constraints)], m, v
+
+
+def check_compiled(model: keras.Model) -> None:
+    """Raises ValueError for a model that `train` would not train just as Keras does."""
+    adam = getattr(model, "optimizer", None)
+    if adam is None:
+        raise ValueError(f"model must be compiled, got {model.name!r} without an optimizer")
+    if type(adam) is not keras.optimizers.Adam:
+        raise ValueError(f"model must be compiled with Adam, got {type(adam).__name__}")
+    plain = keras.optimizers.Adam(0.0, adam.beta_1, adam.beta_2, adam.epsilon).get_config()
+    for name, value in adam.get_config().items():
+        schedule = name == "learning_rate" and not isinstance(value, float)
+        if schedule or name not in ("name", "learning_rate") and value != plain[name]:
+            raise ValueError(
+                f"model must be compiled with a plain Adam, got one with {name}={value}"
+            )
+    for layer in (model, *model.layers):
+        if layer.compute_dtype != "float32":
+            raise ValueError(
+                f"model must compute in float32, got {layer.name!r} in {layer.compute_dtype}"
+            )
 
 
 def main() -> None:
-    run_example(baseline_model, parse_arguments(argument_parser(__doc__, *EXAMPLE_FLAGS)))
+    # Configure the problem.
+    args = parse_arguments(
+        __doc__,
+        n_timesteps_in=5,
+        n_timesteps_out=2,
+        n_features=50,
+        n_units=150,
+        n_updates=5000,
+        n_eval=100,
+        seed=0,
+    )
+    problem = (args.n_timesteps_in, args.n_timesteps_out, args.n_features)
+    keras.utils.set_random_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+
+    # Define the model, train it on one new pair after the other, evaluate it on other pairs.
+    model = baseline_model(args.n_timesteps_in, args.n_features, args.n_units)
+    train(model, *get_pairs(args.n_updates, *problem, rng), verbose=int(sys.stdout.isatty()))
+    accuracy = evaluate(model, *problem, args.n_eval, rng)
+    print(f"Accuracy: {accuracy:.2f}%")
+
+    # Spot-check ten more.
+    spot_check(model, *get_pairs(10, *problem, rng))
 
 
 if __name__ == "__main__":

@@ -1,236 +1,179 @@
-"""The article's section "Comparison of Models". Run it with `python compare.py`.
+"""Comparison of Models: the article's section 6. Run it with `python compare.py`.
 
 Trains and evaluates both models 10 times, each time with new weights and new pairs, and prints
-every accuracy, in %, and their means; then what the means are worth. It takes about a minute on two
-cores and writes to the OUTPUT folder:
+every accuracy, in %, and their means; then what the means are worth. It takes less than a minute on
+two cores and writes to the OUTPUT folder:
 
   accuracy.csv, accuracy.png   the accuracy of every repeat
   loss.csv, loss.png           the loss over the updates, mean and standard deviation over repeats
-  repeats.csv                  the loss of every repeat, for --resume
+  repeats/MODEL-K.json         every finished repeat, for --resume
 
 Repeat k uses the seed SEED + k: `python attention.py --seed 3` trains repeat 3 once more.
 """
 
-from __future__ import annotations
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C ends the script at once, without a traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import contextlib
 import csv
-import functools
-import multiprocessing
-import os
-import random
-import signal
+import importlib.util
+import itertools
+import json
+import pathlib
 import sys
-import threading
 import time
+import urllib.parse
 from argparse import Namespace
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from importlib.util import find_spec
-from itertools import count
-from unittest import mock
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 
 import numpy as np
+from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
 
-from data_prep import argument_parser, get_pairs, parse_arguments
+from data_prep import Rng, get_pairs, make_folder, parse_arguments, stop
+from baseline import baseline_model, evaluate, keras, tf, train
+from attention import attention_model
 
-# baseline.py and attention.py load TensorFlow, so they are imported where a model is trained: in
-# the processes that share the repeats. This one starts those at once and stays small.
-
+MODELS = {"baseline": baseline_model, "attention": attention_model}
 TITLES = {
     "baseline": "Encoder-Decoder Model",
     "attention": "Encoder-Decoder With Attention Model",
 }
-PROBLEM = ("n_timesteps_in", "n_timesteps_out", "n_features", "n_units", "n_updates")
-ACCURACY_COLUMNS = ("model", "repeat", "seed", "accuracy", "seconds", *PROBLEM)
+SETTINGS = (
+    "n_timesteps_in", "n_timesteps_out", "n_features", "n_units", "n_updates", "n_eval", "seed",
+)  # fmt: skip
+RESULT_FILES = ("repeats", "accuracy.csv", "loss.csv", "loss.png", "accuracy.png")
 WINDOW = 50  # updates that a point of the loss curves is the mean of
-RESULT_FILES = ("accuracy.csv", "repeats.csv", "loss.csv", "loss.png", "accuracy.png")
-ONE_AT_A_TIME = threading.Lock()  # a cluster's workers may have threads; they share the models
+
+
+def available_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def train_evaluate_model(
-    model,
+    model: keras.Model,
     n_timesteps_in: int,
     n_timesteps_out: int,
     n_features: int,
     n_updates: int = 5000,
     n_eval: int = 100,
-    rng: np.random.Generator | None = None,
+    rng: Rng = None,
     return_losses: bool = False,
-):
+) -> float | tuple[float, np.ndarray]:
     """Trains the compiled model on `n_updates` new pairs, one after the other, and evaluates it.
 
     Returns the exact-match accuracy on `n_eval` more new pairs, in %; with `return_losses`, also
     the loss of every update, (n_updates,). Raises ValueError as `get_pairs` does.
     """
-    from baseline import evaluate, train
-
+    rng = np.random.default_rng(rng)
     problem = (n_timesteps_in, n_timesteps_out, n_features)
     losses = train(model, *get_pairs(n_updates, *problem, rng))
     accuracy = evaluate(model, *problem, n_eval, rng)
     return (accuracy, losses) if return_losses else accuracy
 
 
-def run_repeat(
-    model_name: str,
-    seed: int,
-    n_timesteps_in: int,
-    n_timesteps_out: int,
-    n_features: int,
-    n_units: int,
-    n_updates: int,
-    n_eval: int,
-) -> dict:
-    """Trains and evaluates one model with weights and pairs from `seed`, in whichever process.
+def run_repeat(model: keras.Model, seed: int, problem: dict) -> dict:
+    """Trains and evaluates a new model with pairs from `seed`; `problem` is as above.
 
     Returns its accuracy in %, the seconds it took, the number of weights and the loss, averaged
-    over windows of WINDOW updates. The result depends on nothing but the arguments.
+    over windows of WINDOW updates. Model and arguments determine all but the seconds.
     """
-    with ONE_AT_A_TIME:
-        from baseline import keras
-
-        model, first_state = compiled_model(model_name, n_timesteps_in, n_features, n_units)
-        keras.utils.set_random_seed(seed)
-        # A cluster worker's other threads draw from `random`, from which Keras seeds initializers.
-        with mock.patch("random.randint", random.Random(seed).randint):
-            fresh = new_model(model_name, n_timesteps_in, n_features, n_units)
-        # A new model would have to be compiled: the compiled one gets the new one's numbers.
-        model.set_weights(fresh.get_weights())
-        for variable, value in zip(model.optimizer.variables, first_state, strict=True):
-            variable.assign(value)
-
-        problem = (n_timesteps_in, n_timesteps_out, n_features)
-        start = time.perf_counter()
-        accuracy, losses = train_evaluate_model(
-            model, *problem, n_updates, n_eval, np.random.default_rng(seed), return_losses=True
-        )
-        seconds = time.perf_counter() - start
-        windows = [float(losses[i : i + WINDOW].mean()) for i in range(0, n_updates, WINDOW)]
-        n_weights = model.count_params()
-    return {"accuracy": accuracy, "seconds": seconds, "n_weights": n_weights, "losses": windows}
+    start = time.perf_counter()
+    accuracy, losses = train_evaluate_model(model, **problem, rng=seed, return_losses=True)
+    return {
+        "accuracy": accuracy,
+        "seconds": time.perf_counter() - start,
+        "n_weights": model.count_params(),
+        "losses": [float(losses[i : i + WINDOW].mean()) for i in range(0, len(losses), WINDOW)],
+    }
 
 
-@functools.lru_cache(maxsize=2)
-def compiled_model(model_name: str, n_timesteps_in: int, n_features: int, n_units: int):
-    """Returns a model whose training is compiled and its optimizer's first state.
+def run_repeats(args: Namespace, settings: dict, results: dict) -> None:
+    """Runs the repeats that `results` lacks; saves and prints each, and adds it to `results`.
 
-    One for each process and kind of model.
+    Raises RuntimeError, after all others have finished, if one fails.
     """
-    from baseline import train
-
-    model = new_model(model_name, n_timesteps_in, n_features, n_units)
-    model.optimizer.build(model.trainable_variables)
-    first_state = [variable.numpy() for variable in model.optimizer.variables]
-    train(model, *get_pairs(1, n_timesteps_in, 1, n_features))
-    return model, first_state
-
-
-def new_model(model_name: str, n_timesteps_in: int, n_features: int, n_units: int):
-    from attention import attention_model
-    from baseline import baseline_model
-
-    make = {"baseline": baseline_model, "attention": attention_model}[model_name]
-    return make(n_timesteps_in, n_features, n_units)
+    problem = {name: value for name, value in settings.items() if name not in ("n_units", "seed")}
+    order = [(name, repeat) for name in MODELS for repeat in range(args.n_repeats)]
+    n_missing = sum(key not in results for key in order)
+    failure = None
+    print_known(order, results)
+    with executor_for(args, n_missing) as executor:
+        futures = {}
+        for repeat in range(args.n_repeats):
+            for name, make_model in MODELS.items():
+                if (name, repeat) in results:
+                    continue
+                # Made here and one by one: Keras has one source of random numbers for all threads.
+                keras.utils.set_random_seed(args.seed + repeat)
+                model = make_model(args.n_timesteps_in, args.n_features, args.n_units)
+                future = executor.submit(run_repeat, model, args.seed + repeat, problem)
+                futures[future] = name, repeat
+        for n_finished, future in enumerate(as_completed(futures), 1):
+            try:
+                result = future.result()
+            except Exception as error:
+                name, repeat = futures[future]
+                failure = failure or f"repeat {repeat} of the {name} model failed: {error!r}"
+                continue
+            save_repeat(args.output, *futures[future], settings, result)
+            results[futures[future]] = result
+            show_progress("")
+            print_known(order, results)
+            show_progress(f"{n_finished} of {n_missing} trainings")
+    show_progress("")
+    if failure:
+        raise RuntimeError(failure)
 
 
 @contextlib.contextmanager
-def local_processes(jobs: int) -> Iterator[Executor]:
-    """Gives an executor with `jobs` processes, which end when it ends, however that comes about."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=end_with_parent) as pool:
-        try:
-            yield pool
-        finally:
-            for process in multiprocessing.active_children():
-                process.terminate()
+def executor_for(args: Namespace, n_trainings: int) -> Iterator[Executor]:
+    """Gives what runs the trainings: threads of this process, or a Dask cluster."""
+    if not args.scheduler:
+        jobs = max(1, min(args.jobs, n_trainings))
+        tf.config.threading.set_intra_op_parallelism_threads(jobs)  # a thread for each training
+        with ThreadPoolExecutor(jobs) as executor:
+            yield executor
+        return
+    from distributed import Client  # only clusters need it
 
-
-def end_with_parent() -> None:
-    """Makes this process end as soon as its parent is gone, and leave Ctrl-C to its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-@contextlib.contextmanager
-def cluster(address: str) -> Iterator[Executor]:
-    """Gives an executor on the Dask cluster whose scheduler is at `address`."""
-    from distributed import Client
-
-    with Client(address, timeout="10s", set_as_default=False) as client:
-        folder = os.path.dirname(os.path.abspath(__file__))
-        for module in ("data_prep", "baseline", "attention_decoder", "attention", "compare"):
-            client.upload_file(os.path.join(folder, f"{module}.py"))
+    with Client(args.scheduler, timeout="10s", set_as_default=False) as client:
+        for name in ("data_prep", "baseline", "attention_decoder", "attention"):
+            client.upload_file(pathlib.Path(__file__).with_name(f"{name}.py"))
+        if not client.scheduler_info()["workers"]:
+            print(f"Waiting for workers of {args.scheduler}", file=sys.stderr)
         yield client.get_executor()
 
 
-def run_repeats(args: Namespace, results: dict) -> None:
-    """Runs the repeats that `results` lacks; saves and prints each, and adds it to `results`."""
-    order = [(model, repeat) for model in TITLES for repeat in range(args.n_repeats)]
-    missing = [key for key in order if key not in results]
-    waiting = deque(order)
-    print_known(waiting, results, args.n_repeats)
-    if not missing:
-        return
-    start = time.monotonic()
-    failure = None
-    jobs = min(args.jobs, len(missing))
-    with cluster(args.scheduler) if args.scheduler else local_processes(jobs) as executor:
-        # The processes start here, deaf to Ctrl-C, which a terminal sends to all of them.
-        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        settings = {name: getattr(args, name) for name in (*PROBLEM, "n_eval")}
-        futures = {
-            executor.submit(run_repeat, model, args.seed + repeat, **settings): (model, repeat)
-            for model, repeat in missing
-        }
-        signal.signal(signal.SIGINT, heard)
-        show_progress(0, len(missing), start)
-        for done, future in enumerate(as_completed(futures), 1):
-            try:
-                result = future.result()
-            except Exception as error:  # others may have finished: save those first
-                failure = failure or (futures[future], error)
-                continue
-            save_result(args, futures[future], result)
-            results[futures[future]] = result
-            show_progress(None, len(missing), start)
-            print_known(waiting, results, args.n_repeats)
-            show_progress(done, len(missing), start)
-        show_progress(None, len(missing), start)
-    if failure:
-        (model, repeat), error = failure
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise RuntimeError(f"repeat {repeat} of the {model} model failed: {reason}")
-
-
-def print_known(waiting: deque, results: dict, n_repeats: int) -> None:
+def print_known(waiting: list[tuple[str, int]], results: dict) -> None:
     """Prints the article's lines as far as they are known, in the article's order."""
     while waiting and waiting[0] in results:
-        model, repeat = waiting.popleft()
+        name, repeat = waiting.pop(0)
         if repeat == 0:
-            print(TITLES[model])
-        print(round(results[model, repeat]["accuracy"], 2), flush=True)
-        if repeat == n_repeats - 1:
-            mean = accuracies(results, model, n_repeats).mean()
-            print(f"Mean Accuracy: {mean:.2f}%\n", flush=True)
+            print(TITLES[name])
+        print(round(results[name, repeat]["accuracy"], 2), flush=True)
+        if (name, repeat + 1) not in waiting:
+            print(
+                f"Mean Accuracy: {accuracies(results, name, repeat + 1).mean():.2f}%\n", flush=True
+            )
 
 
-def show_progress(done: int | None, total: int, start: float) -> None:
-    """Writes the progress line on standard error, or removes it where `done` is None."""
+def show_progress(line: str) -> None:
+    """Shows the line in place of the one before, where somebody watches."""
     if sys.stderr.isatty():
-        seconds = time.monotonic() - start
-        line = "" if done is None else f"{done} of {total} trainings, {seconds:.0f} s"
         print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)
 
 
-def accuracies(results: dict, model: str, n_repeats: int) -> np.ndarray:
-    """Returns the accuracies of the repeats that are finished, in %."""
-    keys = [(model, repeat) for repeat in range(n_repeats)]
+def accuracies(results: dict, name: str, n_repeats: int) -> np.ndarray:
+    """Returns the accuracies of the finished ones of a model's first repeats, in %."""
+    keys = [(name, repeat) for repeat in range(n_repeats)]
     return np.array([results[key]["accuracy"] for key in keys if key in results])
 
 
@@ -239,21 +182,21 @@ def print_statistics(results: dict, n_repeats: int) -> None:
     rng = np.random.default_rng(0)
     print(f"{'Accuracy in %':36}  mean   std  95% interval  weights  seconds a training")
     mean, means = {}, {}
-    for model, title in TITLES.items():
-        values = accuracies(results, model, n_repeats)
+    for name, title in TITLES.items():
+        values = accuracies(results, name, n_repeats)
         # Bootstrap: the means of as many accuracies, drawn again and again from those we have.
-        means[model] = rng.choice(values, (10_000, n_repeats)).mean(axis=1)
-        low, high = np.percentile(means[model], [2.5, 97.5])
-        mean[model] = values.mean()
-        n_weights = results[model, 0]["n_weights"]
-        seconds = np.median([results[model, repeat]["seconds"] for repeat in range(n_repeats)])
+        means[name] = rng.choice(values, (10_000, n_repeats)).mean(axis=1)
+        low, high = np.percentile(means[name], [2.5, 97.5])
+        mean[name] = values.mean()
+        n_weights = results[name, 0]["n_weights"]
+        seconds = np.median([results[name, repeat]["seconds"] for repeat in range(n_repeats)])
         print(
-            f"{title:36} {mean[model]:5.2f} {standard_deviation(values):5.2f} "
-            f"{low:6.2f}–{high:5.2f} {n_weights:8,} {seconds:19.2f}"
+            f"{title:36} {mean[name]:5.2f} {standard_deviation(values):5.2f} "
+            f"{low:6.2f} {high:6.2f} {n_weights:8,} {seconds:19.2f}"
         )
     difference = mean["attention"] - mean["baseline"]
     low, high = np.percentile(means["attention"] - means["baseline"], [2.5, 97.5])
-    print(f"{'Difference':36} {difference:5.2f}       {low:6.2f}–{high:5.2f}")
+    print(f"{'Difference':36} {difference:5.2f}       {low:6.2f} {high:6.2f}")
 
 
 def standard_deviation(values: np.ndarray) -> np.ndarray:
@@ -261,144 +204,98 @@ def standard_deviation(values: np.ndarray) -> np.ndarray:
     return np.std(values, axis=0, ddof=min(1, len(values) - 1))
 
 
-def repeats_columns(n_updates: int) -> tuple[str, ...]:
-    """Returns what repeats.csv holds of each repeat, beside the columns that accuracy.csv has."""
-    ends = [min(start + WINDOW, n_updates) for start in range(0, n_updates, WINDOW)]
-    return ("model", "repeat", "n_eval", "n_weights", *(f"loss_{end}" for end in ends))
+def save_repeat(output: pathlib.Path, name: str, repeat: int, settings: dict, result: dict) -> None:
+    """Writes OUTPUT/repeats/MODEL-K.json, as a whole or not at all."""
+    unfinished = output / "unfinished.json"
+    unfinished.write_text(json.dumps({"settings": settings, **result}), encoding="utf-8")
+    (output / "repeats").mkdir(exist_ok=True)
+    os.replace(unfinished, output / "repeats" / f"{name}-{repeat}.json")
 
 
-def table_rows(args: Namespace, results: dict) -> dict[str, list]:
-    """Returns the rows of repeats.csv and accuracy.csv, in the order in which they are printed."""
-    tables = {"repeats.csv": [], "accuracy.csv": []}
-    for model in TITLES:
-        for repeat in sorted(repeat for name, repeat in results if name == model):
-            result = results[model, repeat]
-            losses = (args.n_eval, result["n_weights"], *result["losses"])
-            problem = (getattr(args, name) for name in PROBLEM)
-            numbers = (args.seed + repeat, result["accuracy"], result["seconds"], *problem)
-            tables["repeats.csv"].append((model, repeat, *losses))
-            tables["accuracy.csv"].append((model, repeat, *numbers))
-    return tables
-
-
-def save_result(args: Namespace, key: tuple[str, int], result: dict) -> None:
-    """Appends one finished repeat to the tables, accuracy.csv last: its row says it is complete."""
-    for name, rows in table_rows(args, {key: result}).items():
-        with open(os.path.join(args.output, name), "a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def write_tables(args: Namespace, results: dict) -> None:
-    """Writes both tables anew, sorted."""
-    columns = {"repeats.csv": repeats_columns(args.n_updates), "accuracy.csv": ACCURACY_COLUMNS}
-    for name, rows in table_rows(args, results).items():
-        write_csv(os.path.join(args.output, name), columns[name], rows)
-
-
-def write_csv(path: str, columns: tuple[str, ...], rows: list) -> None:
-    """Writes a table; killed meanwhile, it leaves the old one."""
-    with open(path + ".new", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
-    os.replace(path + ".new", path)
-
-
-def read_csv(path: str, columns: tuple[str, ...]) -> list[dict]:
-    """Returns the rows of a table that may end in a half-written line, or not exist.
-
-    Raises ValueError if it is damaged.
-    """
-    if not os.path.exists(path):
-        return []
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        lines = file.read().split("\n")[:-1]  # what follows the last line's end was not finished
-    rows = []
-    number = 1
-    try:
-        for number, cells in enumerate(csv.reader(lines), 1):
-            if number == 1:
-                if cells != list(columns):
-                    raise ValueError
-                continue
-            row = dict(zip(columns, cells, strict=True))
-            if row["model"] not in TITLES:
-                raise ValueError
-            for name in columns[1:]:
-                real = name in ("accuracy", "seconds") or name.startswith("loss_")
-                row[name] = float(row[name]) if real else int(row[name])
-            rows.append(row)
-    except (ValueError, csv.Error):
-        raise ValueError(f"{path} is damaged in line {number}") from None
-    return rows
-
-
-def read_results(args: Namespace) -> dict:
+def read_repeats(output: pathlib.Path, settings: dict) -> dict:
     """Returns the finished repeats in the output folder, {(model, repeat): result}.
 
-    Raises ValueError, naming file and setting, if they are damaged or of other settings.
+    Raises ValueError, naming file and setting, if one is damaged or was made with other settings.
     """
-
-    def check(name: str, value: int) -> None:
-        if value != getattr(args, name):
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{path} was made with {flag} {value}, got {getattr(args, name)}")
-
     results = {}
-    path = os.path.join(args.output, "accuracy.csv")
-    for row in read_csv(path, ACCURACY_COLUMNS):
-        check("seed", row["seed"] - row["repeat"])
-        for name in PROBLEM:
-            check(name, row[name])
-        results[row["model"], row["repeat"]] = row
-    path = os.path.join(args.output, "repeats.csv")
-    losses = {}
-    for row in read_csv(path, repeats_columns(args.n_updates)):
-        check("n_eval", row["n_eval"])
-        row["losses"] = [value for name, value in row.items() if name.startswith("loss_")]
-        losses[row["model"], row["repeat"]] = row
-    return {key: results[key] | losses[key] for key in results.keys() & losses.keys()}
+    n_windows = len(range(0, settings["n_updates"], WINDOW))
+    for path in sorted((output / "repeats").glob("*.json")):
+        try:
+            name, repeat = path.stem.split("-")
+            result = json.loads(path.read_text(encoding="utf-8"))
+            made_with = result.pop("settings")
+            for setting, value in settings.items():
+                if made_with[setting] != value:
+                    flag = "--" + setting.replace("_", "-")
+                    raise RuntimeError(f"was made with {flag} {made_with[setting]}, got {value}")
+            whole = MODELS[name] and np.shape(result["losses"]) == (n_windows,)
+            numbers = [result[key] + 0.0 for key in ("accuracy", "seconds", "n_weights")]
+            if not whole or not np.isfinite([*numbers, *result["losses"]]).all():
+                raise ValueError
+            results[name, int(repeat)] = result
+        except RuntimeError as error:
+            raise ValueError(f"{path} {error}") from None
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path} is damaged") from None
+    return results
 
 
-def set_aside(folder: str) -> None:
-    """Moves the results of an earlier run to a folder of their own inside `folder`."""
-    files = [name for name in RESULT_FILES if os.path.exists(os.path.join(folder, name))]
+def set_aside(output: pathlib.Path) -> None:
+    """Moves the results of an earlier run to a folder of their own inside the output folder."""
+    files = [path for name in RESULT_FILES if (path := output / name).exists()]
     if files:
-        number = next(n for n in count(1) if not os.path.exists(f"{folder}/earlier-{n}"))
-        earlier = os.path.join(folder, f"earlier-{number}")
-        os.mkdir(earlier)
-        for name in files:
-            os.rename(os.path.join(folder, name), os.path.join(earlier, name))
+        number = next(n for n in itertools.count(1) if not (output / f"earlier-{n}").exists())
+        earlier = output / f"earlier-{number}"
+        earlier.mkdir()
+        for path in files:
+            path.rename(earlier / path.name)
         print(f"The results of an earlier run are now in {earlier}", file=sys.stderr)
 
 
-def write_curves(args: Namespace, results: dict) -> None:
-    """Writes loss.csv, loss.png and accuracy.png."""
-    import matplotlib.pyplot as plt  # here: nothing else needs it
+def write_accuracies(output: pathlib.Path, settings: dict, results: dict) -> None:
+    """Writes accuracy.csv, a line for each finished repeat."""
+    problem = {name: value for name, value in settings.items() if name not in ("n_eval", "seed")}
+    rows = [("model", "repeat", "seed", "accuracy", "seconds", *problem)]
+    for name in MODELS:
+        for repeat in sorted(repeat for model, repeat in results if model == name):
+            result = results[name, repeat]
+            numbers = (settings["seed"] + repeat, result["accuracy"], result["seconds"])
+            rows.append((name, repeat, *numbers, *problem.values()))
+    write_csv(output / "accuracy.csv", rows)
 
-    ends = [int(name[5:]) for name in repeats_columns(args.n_updates) if name.startswith("loss_")]
-    columns, table = ["update"], [ends]
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for model, title in TITLES.items():
-        losses = np.array([results[model, repeat]["losses"] for repeat in range(args.n_repeats)])
+
+def write_csv(path: pathlib.Path, rows: list) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def write_curves(output: pathlib.Path, results: dict, n_repeats: int, n_updates: int) -> None:
+    """Writes loss.csv, loss.png and accuracy.png."""
+    updates = [min(start + WINDOW, n_updates) for start in range(0, n_updates, WINDOW)]
+    table = {"update": updates}
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, title in TITLES.items():
+        losses = np.array([results[name, repeat]["losses"] for repeat in range(n_repeats)])
         mean, std = losses.mean(axis=0), standard_deviation(losses)
-        columns += [f"{model}_mean", f"{model}_std"]
-        table += [mean.tolist(), std.tolist()]
-        (line,) = axis.plot(ends, mean, label=title)
-        axis.fill_between(ends, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
-    write_csv(os.path.join(args.output, "loss.csv"), tuple(columns), list(zip(*table, strict=True)))
+        table |= {f"{name}_mean": mean.tolist(), f"{name}_std": std.tolist()}
+        (line,) = axis.plot(updates, mean, label=title)
+        axis.fill_between(updates, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
+    write_csv(output / "loss.csv", [table, *zip(*table.values())])
     axis.set_xlabel("update (one pair each)")
     axis.set_ylabel(f"cross-entropy, mean of {WINDOW} updates")
-    axis.set_title(f"Loss, mean ± standard deviation of {args.n_repeats} repeats")
+    axis.set_title(f"Loss, mean ± standard deviation of {n_repeats} repeats")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(os.path.join(args.output, "loss.png"), dpi=120)
-    plt.close(figure)
+    figure.savefig(output / "loss.png", dpi=120)
 
-    figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
-    for place, model in enumerate(TITLES):
-        values = accuracies(results, model, args.n_repeats)
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axis = figure.subplots()
+    for place, name in enumerate(TITLES):
+        values = accuracies(results, name, n_repeats)
         scatter = np.random.default_rng(0).uniform(-0.15, 0.15, len(values))
         axis.plot(values, place + scatter, "o", alpha=0.6)
         axis.vlines(values.mean(), place - 0.3, place + 0.3, "black")
@@ -408,58 +305,89 @@ def write_curves(args: Namespace, results: dict) -> None:
     axis.set_xlim(-3, 108)
     axis.set_xlabel("exact-match accuracy in %: a point a repeat, a line their mean")
     axis.grid(axis="x", alpha=0.3)
-    figure.savefig(os.path.join(args.output, "accuracy.png"), dpi=120)
-    plt.close(figure)
+    figure.savefig(output / "accuracy.png", dpi=120)
 
 
-def main() -> int:
-    parser = argument_parser(__doc__, *PROBLEM, "n_repeats", "n_eval", "seed", "jobs")
-    add = parser.add_argument
-    help = "folder for the results (default: results)"
-    add("--output", default="results", metavar="FOLDER", help=help)
-    help = "keep the finished repeats in the output folder, run only what is missing"
-    add("--resume", action="store_true", help=help)
-    help = "run the repeats on the Dask cluster whose scheduler is there, tcp://HOST:PORT"
-    add("--scheduler", metavar="ADDRESS", help=help)
-    args = parse_arguments(parser)
-    if args.scheduler and not find_spec("distributed"):
-        parser.error("--scheduler needs the package distributed: pip install distributed")
+def end_early(reason: str, args: Namespace, settings: dict, results: dict) -> str:
+    """Writes accuracy.csv and returns, in one line, why the run ends and what it has finished."""
+    parts = []
+    for name in MODELS:
+        values = accuracies(results, name, args.n_repeats)
+        mean = f" (mean accuracy {values.mean():.2f}%)" if len(values) else ""
+        parts.append(f"{len(values)} of {args.n_repeats} {name} repeats{mean}")
+    if results:
+        with contextlib.suppress(OSError):  # it may be the reason
+            write_accuracies(args.output, settings, results)
+    missing = len(results) < len(MODELS) * args.n_repeats
+    hint = "; --resume runs the others" if missing else ""
+    return f"{reason}. Finished, in {args.output}: {', '.join(parts)}{hint}"
+
+
+def check_scheduler(address: str) -> None:
+    """Raises ValueError unless the address can be a Dask scheduler's and distributed is there."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        valid = parts.scheme in ("tcp", "tls") and parts.hostname and parts.port
+    except ValueError:  # a port that is no number
+        valid = False
+    if not valid:
+        raise ValueError(f"scheduler must be tcp://HOST:PORT or tls://HOST:PORT, got {address!r}")
+    if not importlib.util.find_spec("distributed"):
+        raise ValueError("scheduler needs the package distributed: pip install distributed")
+
+
+def main() -> None:
+    # Configure the problem.
+    args = parse_arguments(
+        __doc__,
+        n_timesteps_in=5,
+        n_timesteps_out=2,
+        n_features=50,
+        n_units=150,
+        n_updates=5000,
+        n_eval=100,
+        n_repeats=10,
+        seed=0,
+        jobs=available_cores(),
+        output="results",
+        resume=False,
+        scheduler=None,
+    )
+    settings = {name: getattr(args, name) for name in SETTINGS}
     results = {}
     try:
+        if args.scheduler is not None:
+            check_scheduler(args.scheduler)
+        make_folder(args.output)
+        args.output = pathlib.Path(args.output)
+        lock = FileLock(args.output / ".lock")
+        lock.acquire(timeout=0)  # released when this process ends, however it ends
         if args.resume:
-            results = read_results(args)
-        else:
+            results = read_repeats(args.output, settings)
+        if not results:
             set_aside(args.output)
-        write_tables(args, results)
+    except Timeout:
+        stop(f"output must be a folder that no other run is using, got {str(args.output)!r}")
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        stop(str(error))
+
+    def interrupted(*_) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        line = end_early("compare.py: stopped", args, settings, results)
+        os.write(2, f"{line}\n".encode())
+        os._exit(130)  # threads cannot be stopped in any other way
+
+    signal.signal(signal.SIGINT, interrupted)
     try:
-        run_repeats(args, results)
-        write_tables(args, results)
-        print_statistics(results, args.n_repeats)
-        write_curves(args, results)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped. {finished_so_far(args)}", file=sys.stderr)
-        return 130
+        run_repeats(args, settings, results)
+        write_accuracies(args.output, settings, results)
+        write_curves(args.output, results, args.n_repeats, args.n_updates)
     except (OSError, RuntimeError) as error:
-        print(f"{parser.prog}: {error}. {finished_so_far(args)}", file=sys.stderr)
-        return 1
-    print("\nWritten: " + ", ".join(os.path.join(args.output, name) for name in RESULT_FILES))
-    return 0
-
-
-def finished_so_far(args: Namespace) -> str:
-    """Returns what a run that ends early has finished, by its files, in one line."""
-    results = read_results(args)
-    parts = []
-    for model in TITLES:
-        values = accuracies(results, model, args.n_repeats)
-        mean = f" (mean accuracy {values.mean():.2f}%)" if len(values) else ""
-        parts.append(f"{len(values)} of {args.n_repeats} {model} repeats{mean}")
-    return f"Finished, in {args.output}: {', '.join(parts)}; --resume runs the others"
+        reason = (str(error) or repr(error)).splitlines()[0]
+        stop(end_early(reason, args, settings, results), status=1)
+    print_statistics(results, args.n_repeats)
+    print("\nWritten: " + ", ".join(str(args.output / name) for name in RESULT_FILES))
 
 
 if __name__ == "__main__":
-    from compare import main  # by its own name, under which other processes find its functions
-
-    sys.exit(main())
+    main()

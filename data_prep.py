@@ -1,41 +1,47 @@
-"""The article's section "Test Problem for Attention". Run it with `python data_prep.py`.
+"""Test Problem for Attention: the article's section 2. Run it with `python data_prep.py`.
 
 A sequence of random integers is to be answered with its first few integers, and zeros after them:
 [45, 20, 8, 31, 2] becomes [45, 20, 0, 0, 0]. Models read and write the integers one-hot encoded, in
 arrays of shape (pairs, time steps, features).
 
-The end of this file holds the command-line flags that the scripts share.
+The end of this file holds what the scripts share to start: flags, output folder, a quiet start.
 """
 
-from __future__ import annotations
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C ends the script at once, without a traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import argparse
-import os
-from collections.abc import Sequence
+import contextlib
+import faulthandler
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import numpy as np
 
+# What a source of randomness may be: a generator, a seed, or None for new numbers at every call.
+Rng = np.random.Generator | int | None
 
-def generate_sequence(
-    length: int, n_unique: int, rng: np.random.Generator | None = None
-) -> list[int]:
-    """Returns `length` random integers from 0 … n_unique - 1 as a list.
 
-    `rng` is where the randomness comes from; by default a generator of its own.
+def generate_sequence(length: int, n_unique: int, rng: Rng = None) -> list[int]:
+    """Returns `length` random integers from 0 ... n_unique - 1 as a list.
+
     Raises ValueError if `length` is below 1 or `n_unique` below 2.
     """
-    at_least(1, length=length)
-    at_least(2, n_unique=n_unique)
-    rng = rng or np.random.default_rng()
-    return rng.integers(n_unique, size=length).tolist()
+    check(length=length, n_unique=n_unique)
+    return np.random.default_rng(rng).integers(n_unique, size=length).tolist()
 
 
 def one_hot_encode(sequence: Sequence[int] | np.ndarray, n_unique: int) -> np.ndarray:
-    """Returns the integers, of any shape (…), as one-hot vectors (…, n_unique), float32.
+    """Returns the integers, of any shape (...), as one-hot vectors (..., n_unique), float32.
 
-    Raises ValueError for a value that is not an integer from 0 … n_unique - 1.
+    Raises ValueError for a value that is not an integer from 0 ... n_unique - 1.
     """
-    at_least(2, n_unique=n_unique)
+    check(n_unique=n_unique)
     values = np.asarray(sequence)
     wrong = values[(values < 0) | (values >= n_unique) | (values % 1 != 0)]
     if wrong.size:
@@ -47,7 +53,7 @@ def one_hot_encode(sequence: Sequence[int] | np.ndarray, n_unique: int) -> np.nd
 
 
 def one_hot_decode(encoded_seq: np.ndarray) -> list:
-    """Returns the place of the largest value of each vector in (…, n_unique), as Python ints.
+    """Returns the place of the largest value of each vector in (..., n_unique), as Python ints.
 
     One sequence (time steps, n_unique) gives a list, several give a list of lists.
     """
@@ -55,105 +61,144 @@ def one_hot_decode(encoded_seq: np.ndarray) -> list:
 
 
 def get_pair(
-    n_in: int, n_out: int, n_unique: int, rng: np.random.Generator | None = None
+    n_in: int, n_out: int, n_unique: int, rng: Rng = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns one pair: `get_pairs` with n_pairs = 1, two arrays (1, n_in, n_unique)."""
-    return get_pairs(1, n_in, n_out, n_unique, rng)
+    """Returns one pair X and y, two float32 arrays (1, n_in, n_unique).
+
+    X is a random sequence of `n_in` integers from 0 ... n_unique - 1, one-hot encoded; y has its
+    first `n_out` integers and zeros up to the same length.
+    Raises ValueError if a number is below 1, `n_unique` below 2 or `n_out` above `n_in`.
+    """
+    check(n_in=n_in, n_out=n_out)
+    sequence_in = generate_sequence(n_in, n_unique, rng)
+    sequence_out = sequence_in[:n_out] + [0] * (n_in - n_out)
+    return one_hot_encode([sequence_in], n_unique), one_hot_encode([sequence_out], n_unique)
 
 
 def get_pairs(
-    n_pairs: int, n_in: int, n_out: int, n_unique: int, rng: np.random.Generator | None = None
+    n_pairs: int, n_in: int, n_out: int, n_unique: int, rng: Rng = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns X and y, two float32 arrays (n_pairs, n_in, n_unique).
+    """Returns many pairs at once: X and y, two float32 arrays (n_pairs, n_in, n_unique).
 
-    X is `n_pairs` random sequences of `n_in` integers from 0 … n_unique - 1, one-hot encoded; y has
-    their first `n_out` integers and zeros up to the same length. `rng` is where the randomness
-    comes from; by default a generator of its own.
-    Raises ValueError if a number is below 1, `n_unique` below 2 or `n_out` above `n_in`.
+    The pairs are those of `n_pairs` calls of `get_pair` with the same generator.
+    Raises ValueError as `get_pair`, and if `n_pairs` is below 1.
     """
-    at_least(1, n_pairs=n_pairs, n_in=n_in, n_out=n_out)
-    at_least(2, n_unique=n_unique)
-    if n_out > n_in:
-        raise ValueError(f"n_out must be at most n_in ({n_in}), got {n_out}")
-    rng = rng or np.random.default_rng()
-    sequence_in = rng.integers(n_unique, size=(n_pairs, n_in))
-    sequence_out = np.where(np.arange(n_in) < n_out, sequence_in, 0)
-    return one_hot_encode(sequence_in, n_unique), one_hot_encode(sequence_out, n_unique)
+    check(n_pairs=n_pairs, n_in=n_in, n_out=n_out)
+    sequences_in = np.reshape(generate_sequence(n_pairs * n_in, n_unique, rng), (n_pairs, n_in))
+    sequences_out = np.where(np.arange(n_in) < n_out, sequences_in, 0)
+    return one_hot_encode(sequences_in, n_unique), one_hot_encode(sequences_out, n_unique)
 
 
-def at_least(minimum: int, **values: int) -> None:
-    """Raises ValueError, naming it, for the first of `values` that is below `minimum`."""
+# Numbers are at least 1, but for these, and some are at most another one.
+LEAST = {"n_unique": 2, "n_features": 2, "seed": 0}
+MOST = {"n_out": "n_in", "n_timesteps_out": "n_timesteps_in"}
+
+
+def check(**values: int) -> None:
+    """Raises ValueError, naming it, for the first of `values` that breaks a rule."""
     for name, value in values.items():
-        if value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        if value < LEAST.get(name, 1):
+            raise ValueError(f"{name} must be at least {LEAST.get(name, 1)}, got {value}")
+        if name in MOST and value > values[MOST[name]]:
+            most = f"{MOST[name]} ({values[MOST[name]]})"
+            raise ValueError(f"{name} must be at most {most}, got {value}")
+    last_seed = values.get("seed", 0) + values.get("n_repeats", 1) - 1
+    if last_seed >= 2**32:
+        raise ValueError(f"seed of the last repeat must be at most {2**32 - 1}, got {last_seed}")
 
 
-def available_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-# What a reader may vary from the command line: default (the article's), least value, meaning.
+# What a reader may vary from the command line.
 FLAGS = {
-    "n_timesteps_in": (5, 1, "time steps of a sequence"),
-    "n_timesteps_out": (2, 1, "time steps of it that the target repeats"),
-    "n_features": (50, 2, "different integers in the sequences"),
-    "n_units": (150, 1, "units of each recurrent layer"),
-    "n_updates": (5000, 1, "Adam updates of a training, each on one new pair"),
-    "n_eval": (100, 1, "new pairs that an accuracy is taken on"),
-    "n_repeats": (10, 1, "trainings of each model, with new weights and new pairs"),
-    "jobs": (available_cores(), 1, "processes that share the repeats"),
-    "seed": (0, 0, "seed of weights and pairs; the same seed gives the same numbers"),
+    "n_timesteps_in": "time steps of a sequence",
+    "n_timesteps_out": "time steps of it that the target repeats",
+    "n_features": "different integers in the sequences",
+    "n_units": "units of each recurrent layer",
+    "n_updates": "Adam updates of a training, each on one new pair",
+    "n_eval": "new pairs that an accuracy is taken on",
+    "n_repeats": "trainings of each model, with new weights and new pairs",
+    "seed": "seed of weights and pairs; the same seed gives the same numbers",
+    "jobs": "trainings at a time",
+    "output": "folder for the results",
+    "resume": "keep the finished repeats in the output folder, run only what is missing",
+    "scheduler": "run the repeats on the Dask cluster whose scheduler is at tcp://HOST:PORT",
 }
 
 
-def argument_parser(description: str | None, *flags: str) -> argparse.ArgumentParser:
-    """Returns a parser for some of the FLAGS; what is wrong it says in one line, exit status 2."""
+def parse_arguments(description: str, **defaults: int | str | bool) -> argparse.Namespace:
+    """Returns the command line's values of some FLAGS, given with their defaults.
+
+    What is wrong ends the script with one line and exit status 2.
+    """
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None where it was closed
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # whatever the encoding, printing ends no script
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
-    for name in flags:
-        default, _, meaning = FLAGS[name]
+    parser.error = stop
+    for name, default in defaults.items():
         flag = "--" + name.replace("_", "-")
-        help = f"{meaning} (default: {default})"
-        parser.add_argument(flag, type=int, default=default, metavar="N", help=help)
-    return parser
-
-
-def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Returns the command line's arguments, or ends the script where they break a rule."""
+        if default is False:
+            parser.add_argument(flag, action="store_true", help=FLAGS[name])
+        else:
+            kind, metavar = (int, "N") if isinstance(default, int) else (str, name.upper())
+            help = f"{FLAGS[name]} (default: {default or 'none'})"
+            parser.add_argument(flag, type=kind, default=default, metavar=metavar, help=help)
     args = parser.parse_args()
     try:
-        for name in FLAGS.keys() & vars(args).keys():
-            at_least(FLAGS[name][1], **{name: getattr(args, name)})
-        if args.n_timesteps_out > args.n_timesteps_in:
-            raise ValueError(
-                f"n_timesteps_out must be at most n_timesteps_in ({args.n_timesteps_in}), "
-                f"got {args.n_timesteps_out}"
-            )
-        if "output" in args:
-            make_folder(args.output)
+        check(**{name: value for name, value in vars(args).items() if type(value) is int})
     except ValueError as error:
-        parser.error(str(error))
+        stop(str(error))
     return args
 
 
+def stop(message: str, status: int = 2) -> NoReturn:
+    """Ends the script with one line on standard error."""
+    print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
 def make_folder(path: str) -> None:
-    """Makes the folder unless it is there; raises ValueError if it can't be made or written to."""
+    """Makes the folder unless it is there; ends the script if it can't be made or written to."""
     try:
         os.makedirs(path, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise ValueError(f"output must be a folder, got {path!r}: {error.strerror}") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise ValueError(f"output must be a folder that can be written to, got {path!r}")
+        stop(f"output must be a folder that can be written to, got {path!r}: {error.strerror}")
+
+
+@contextlib.contextmanager
+def without_log_lines() -> Iterator[None]:
+    """Hides what TensorFlow logs as it is imported, unless TF_CPP_MIN_LOG_LEVEL is below 3.
+
+    TensorFlow 2.21 then writes to file descriptor 2 whatever that variable says. If the import
+    fails, what it wrote is shown.
+    """
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
+        yield
+        return
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed
+        stderr = os.open(os.devnull, os.O_WRONLY)
+    faulthandler.enable(stderr)  # tells of a crash
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            log.seek(0)
+            os.write(stderr, log.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
 
 
 def main() -> None:
-    flags = ("n_timesteps_in", "n_timesteps_out", "n_features", "seed")
-    args = parse_arguments(argument_parser(__doc__, *flags))
+    # Configure the problem.
+    args = parse_arguments(__doc__, n_timesteps_in=5, n_timesteps_out=2, n_features=50, seed=0)
     rng = np.random.default_rng(args.seed)
 
     print("A random sequence:")
