@@ -1,16 +1,19 @@
-"""Encoder-Decoder With Attention: the article's section 5. Run it with `python attention.py`.
+"""Encoder-Decoder With Attention: the article's section 5 (编码器解码器注意).
 
-The same example as in baseline.py, with attention: trains on 5,000 pairs, prints the accuracy on
-100 new sequences, in %, and ten of them. Then it shows where the decoder looked: the attention
-weights of one new pair as text, and of a few as a picture, OUTPUT/attention.png. It takes about
-fifteen seconds.
+The same example as in baseline.py, with attention: trains on 5,000 pairs,
+prints the accuracy on 100 new sequences, in %, and shows ten more. Then where
+the decoder looked: the attention weights of one new pair as text, and of a few
+as a picture, OUTPUT/attention.png. It takes about fifteen seconds.
+
+Run it with `python attention.py`.
 """
 
 import os
 import signal
 
-if __name__ == "__main__":  # Ctrl-C ends the script at once, without a traceback
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script at once
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, which may not be installed here
 
 import sys
 

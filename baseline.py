@@ -1,21 +1,20 @@
-"""Encoder-Decoder Without Attention: the article's section 3. Run it with `python baseline.py`.
+"""Encoder-Decoder Without Attention: the article's section 3 (编码器 - 解码器没有注意).
 
-Trains an encoder-decoder of two LSTMs on 5,000 pairs, one after the other, prints how many of 100
-new sequences it then gets right from end to end, in %, and shows ten of them. It takes about ten
-seconds and writes no files.
+Trains an encoder-decoder of two LSTMs on 5,000 pairs, one after the other,
+prints how many of 100 new sequences it then gets right from end to end, in %,
+and shows ten more. It takes about ten seconds and writes no files.
 
-The training and the prediction that all scripts share live here.
+Run it with `python baseline.py`. The training and the prediction that all
+scripts share live here.
 """
 
-import os
 import signal
 
-if __name__ == "__main__":  # Ctrl-C ends the script at once, without a traceback
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script at once
 
-import dataclasses
-import functools
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -80,26 +79,20 @@ def train(model: keras.Model, X: np.ndarray, y: np.ndarray, verbose: int = 0) ->
         ValueError: If the model is not compiled so, if there are no pairs, or if X and y differ in
             number.
     """
+    check(n_pairs=len(X))
     if len(X) != len(y):
         raise ValueError(f"X and y must have the same number of pairs, got {len(X)} and {len(y)}")
-    check(n_pairs=len(X))
     check_compiled(model)
     adam = model.optimizer
-    adam.build(model.trainable_variables)
     update_on_pairs, _ = compiled_functions(model)
     moments = (list(adam._momentums), list(adam._velocities))
-    variables = [
-        model.trainable_variables,
-        model.non_trainable_variables,
-        *moments,
-        adam.iterations,
-    ]
+    variables = [*model_variables(model), *moments, adam.iterations]
     state = keras.tree.map_structure(tf.convert_to_tensor, variables)
     learning_rate = tf.convert_to_tensor(adam.learning_rate)
     losses = []
     bar = keras.utils.Progbar(len(X), verbose=verbose, unit_name="update")
-    bar.update(0)
     for start in range(0, len(X), PAIRS_PER_CALL):
+        bar.update(start)
         X_part, y_part = X[start : start + PAIRS_PER_CALL], y[start : start + PAIRS_PER_CALL]
         n_pairs = len(X_part)
         # Always arrays of one shape, so that one compilation serves them all.
@@ -107,17 +100,18 @@ def train(model: keras.Model, X: np.ndarray, y: np.ndarray, verbose: int = 0) ->
         X_part, y_part = np.pad(X_part, rest), np.pad(y_part, rest)
         state, loss = update_on_pairs(state, learning_rate, X_part, y_part, tf.constant(n_pairs))
         losses.append(loss[:n_pairs])
-        bar.update(start + n_pairs)
     for variable, value in zip(keras.tree.flatten(variables), keras.tree.flatten(state)):
         variable.assign(value)
+    bar.update(len(X))
     return np.concatenate(losses)
 
 
 def predict(model: keras.Model, X: np.ndarray) -> np.ndarray:
     """Returns the model's outputs for X, as `model.predict_on_batch(X)`; compiled as in `train`."""
     _, outputs_of = compiled_functions(model)
-    variables = [model.trainable_variables, model.non_trainable_variables]
-    return outputs_of(keras.tree.map_structure(tf.convert_to_tensor, variables), X).numpy()
+    return outputs_of(
+        keras.tree.map_structure(tf.convert_to_tensor, model_variables(model)), X
+    ).numpy()
 
 
 def evaluate(
@@ -145,65 +139,60 @@ def spot_check(model: keras.Model, X: np.ndarray, y: np.ndarray) -> None:
 
 # From here on: what is compiled, once for all models of one architecture.
 
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """What a compiled function depends on; two models of equal settings have equal ones."""
-
-    settings: str
-    classes: tuple  # of the layers: settings tell a class's name, not whether it was written anew
-    own: keras.Model | None  # the model itself if it has a function of its user's: likewise
-    model: keras.Model = dataclasses.field(compare=False)
-
-
-def compiled_functions(model: keras.Model) -> tuple[Callable, Callable]:
-    """Returns what `compile_functions` makes of the model's settings of now."""
-    settings = keras.saving.serialize_keras_object(model)
-    if model.optimizer:
-        optimizer = model.optimizer.get_config()
-        settings["compile_config"]["optimizer"] = {
-            name: value
-            for name, value in optimizer.items()
-            if name not in ("name", "learning_rate")
-        }
-    settings = json.dumps(settings)
-    own = model if '"class_name": "function"' in settings else None
-    with COMPILING:
-        return compile_functions(Architecture(settings, tuple(map(type, model.layers)), own, model))
-
-
+COMPILED = {}  # for the last few architectures, one of its models and what is compiled from it
 COMPILING = threading.Lock()
 
 
-@functools.lru_cache(maxsize=8)
-def compile_functions(architecture: Architecture) -> tuple[Callable, Callable]:
-    """Returns the training and the prediction of an architecture, compiled at their first call.
+def compiled_functions(model: keras.Model) -> tuple[Callable, Callable]:
+    """Returns the training and the prediction for the model's layers and settings of now."""
+    key = architecture(model)
+    with COMPILING:
+        # The model may have been given other settings since: then it no longer stands for these.
+        if key not in COMPILED or architecture(COMPILED[key][0]) != key:
+            if len(COMPILED) == 8:
+                del COMPILED[next(iter(COMPILED))]
+            COMPILED[key] = model, compile_functions(model)
+        return COMPILED[key][1]
 
-    They have no state: weights, Adam's moments and the number of updates go in and come out.
+
+def architecture(model: keras.Model) -> tuple:
+    """Returns what a compiled function depends on, the same for models of the same settings."""
+    settings = keras.saving.serialize_keras_object(model)
+    if settings.get("compile_config"):  # the name counts up, the learning rate is no constant
+        optimizer = model.optimizer.get_config() | {"name": None, "learning_rate": None}
+        settings["compile_config"]["optimizer"] = optimizer
+    settings = json.dumps(settings)
+    # They name classes and functions, but these may have been written anew under the same name.
+    losses = keras.tree.flatten(getattr(model, "loss", None))
+    classes = [type(part) for part in (model, *model.layers, *losses)]
+    functions = any(f'"class_name": "{name}"' in settings for name in ("function", "__lambda__"))
+    return settings, *classes, *([model, *losses] if functions else [])
+
+
+def compile_functions(model: keras.Model) -> tuple[Callable, Callable]:
+    """Returns the training and the prediction of all models like this one.
+
+    They are compiled at their first call and have no state: weights, Adam's moments and the number
+    of updates go in and come out.
     """
-    model = architecture.model
-    has_xla = tf.test.is_built_with_xla()
 
-    def with_values(trainable, non_trainable):
+    def with_values(weights, others):
         """While this holds, the model's variables have the values given."""
         variables = model.trainable_variables + model.non_trainable_variables
-        return keras.StatelessScope(zip(variables, trainable + non_trainable))
+        return keras.StatelessScope(zip(variables, weights + others))
 
-    @tf.function(jit_compile=has_xla)
+    @tf.function(jit_compile=tf.test.is_built_with_xla())
     def update_on_pairs(state, learning_rate, X, y, n_pairs):
         weights, others, m, v, t = state
         losses = tf.TensorArray(tf.float32, PAIRS_PER_CALL)
         i = 0
         while i < n_pairs:  # for i in tf.range(n_pairs) would be compiled anew for each n_pairs
             X_i, y_i = X[i][None], y[i][None]  # (1, time steps, features)
-            with tf.GradientTape() as tape:
+            with tf.GradientTape() as tape, with_values(weights, others) as scope:
                 tape.watch(weights)
-                with with_values(weights, others) as scope:
-                    loss = model.compute_loss(X_i, y_i, model(X_i, training=True))
+                loss = model.compute_loss(X_i, y_i, model(X_i, training=True))
             gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
-            others = [
-                scope.get_current_value(variable) for variable in model.non_trainable_variables
-            ]
+            others = [scope.get_current_value(other) for other in model.non_trainable_variables]
             t += 1
             weights, m, v = adam_update(model, weights, gradients, m, v, t, learning_rate)
             losses = losses.write(i, loss)
@@ -232,25 +221,32 @@ def adam_update(model, weights, gradients, m, v, t, learning_rate):
     return [w if c is None else c(w) for w, c in zip(weights, constraints)], m, v
 
 
+def model_variables(model: keras.Model) -> list:
+    return [model.trainable_variables, model.non_trainable_variables]
+
+
 def check_compiled(model: keras.Model) -> None:
     """Raises ValueError for a model that `train` would not train just as Keras does."""
     adam = getattr(model, "optimizer", None)
-    if adam is None:
-        raise ValueError(f"model must be compiled, got {model.name!r} without an optimizer")
     if type(adam) is not keras.optimizers.Adam:
-        raise ValueError(f"model must be compiled with Adam, got {type(adam).__name__}")
+        got = type(adam).__name__ if adam else "no optimizer"
+        raise ValueError(f"model must be compiled with Adam, got {model.name!r} with {got}")
     plain = keras.optimizers.Adam(0.0, adam.beta_1, adam.beta_2, adam.epsilon).get_config()
     for name, value in adam.get_config().items():
-        schedule = name == "learning_rate" and not isinstance(value, float)
-        if schedule or name not in ("name", "learning_rate") and value != plain[name]:
-            raise ValueError(
-                f"model must be compiled with a plain Adam, got one with {name}={value}"
-            )
+        if name == "learning_rate" and isinstance(value, float):
+            continue
+        if name != "name" and value != plain[name]:
+            raise ValueError(f"model must be compiled with a plain Adam, got {name}={value}")
     for layer in (model, *model.layers):
         if layer.compute_dtype != "float32":
             raise ValueError(
                 f"model must compute in float32, got {layer.name!r} in {layer.compute_dtype}"
             )
+    if type(model).train_step is not keras.Model.train_step:
+        raise ValueError(f"model must have Keras' own train_step, got that of {type(model)}")
+    adam.build(model.trainable_variables)
+    if [m.shape for m in adam._momentums] != [w.shape for w in model.trainable_variables]:
+        raise ValueError("model must be compiled again: its weights are not its optimizer's")
 
 
 def main() -> None:

@@ -1,24 +1,28 @@
-"""Comparison of Models: the article's section 6. Run it with `python compare.py`.
+"""Comparison of Models: the article's section 6 (模型比较).
 
-Trains and evaluates both models 10 times, each time with new weights and new pairs, and prints
-every accuracy, in %, and their means; then what the means are worth. It takes less than a minute on
-two cores and writes to the OUTPUT folder:
+Trains and evaluates both models 10 times, each time with new weights and new
+pairs, and prints every accuracy, in %, and their means; then what the means are
+worth. It takes less than a minute on two cores and writes to the OUTPUT folder:
 
   accuracy.csv, accuracy.png   the accuracy of every repeat
-  loss.csv, loss.png           the loss over the updates, mean and standard deviation over repeats
+  loss.csv, loss.png           the loss over the updates: mean and standard
+                               deviation over the repeats
   repeats/MODEL-K.json         every finished repeat, for --resume
 
-Repeat k uses the seed SEED + k: `python attention.py --seed 3` trains repeat 3 once more.
+Run it with `python compare.py`. Repeat K uses the seed SEED + K:
+`python attention.py --seed 3` trains repeat 3 once more.
 """
 
 import os
 import signal
 
-if __name__ == "__main__":  # Ctrl-C ends the script at once, without a traceback
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C ends the script at once
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, which may not be installed here
 
 import contextlib
 import csv
+import functools
 import importlib.util
 import itertools
 import json
@@ -27,7 +31,6 @@ import sys
 import time
 import urllib.parse
 from argparse import Namespace
-from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 
 import numpy as np
@@ -46,15 +49,8 @@ TITLES = {
 SETTINGS = (
     "n_timesteps_in", "n_timesteps_out", "n_features", "n_units", "n_updates", "n_eval", "seed",
 )  # fmt: skip
-RESULT_FILES = ("repeats", "accuracy.csv", "loss.csv", "loss.png", "accuracy.png")
+RESULT_FILES = ("accuracy.csv", "loss.csv", "loss.png", "accuracy.png", "repeats")
 WINDOW = 50  # updates that a point of the loss curves is the mean of
-
-
-def available_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def train_evaluate_model(
@@ -96,73 +92,46 @@ def run_repeat(model: keras.Model, seed: int, problem: dict) -> dict:
 
 
 def run_repeats(args: Namespace, settings: dict, results: dict) -> None:
-    """Runs the repeats that `results` lacks; saves and prints each, and adds it to `results`.
-
-    Raises RuntimeError, after all others have finished, if one fails.
-    """
+    """Runs the repeats that `results` lacks; adds each to it, saves it and prints what is known."""
+    to_print = [(name, repeat) for name in MODELS for repeat in range(args.n_repeats)]
+    n_missing = sum(key not in results for key in to_print)
+    print_known(to_print, results)
+    if not n_missing:
+        return
+    executor = make_executor(args, n_missing)
     problem = {name: value for name, value in settings.items() if name not in ("n_units", "seed")}
-    order = [(name, repeat) for name in MODELS for repeat in range(args.n_repeats)]
-    n_missing = sum(key not in results for key in order)
-    failure = None
-    print_known(order, results)
-    with executor_for(args, n_missing) as executor:
-        futures = {}
-        for repeat in range(args.n_repeats):
-            for name, make_model in MODELS.items():
-                if (name, repeat) in results:
-                    continue
-                # Made here and one by one: Keras has one source of random numbers for all threads.
+    futures = {}
+    for repeat in range(args.n_repeats):
+        for name, make_model in MODELS.items():
+            if (name, repeat) not in results:
+                # Made here, one by one: Keras has one source of random numbers for all threads.
                 keras.utils.set_random_seed(args.seed + repeat)
                 model = make_model(args.n_timesteps_in, args.n_features, args.n_units)
                 future = executor.submit(run_repeat, model, args.seed + repeat, problem)
                 futures[future] = name, repeat
-        for n_finished, future in enumerate(as_completed(futures), 1):
-            try:
-                result = future.result()
-            except Exception as error:
-                name, repeat = futures[future]
-                failure = failure or f"repeat {repeat} of the {name} model failed: {error!r}"
-                continue
-            save_repeat(args.output, *futures[future], settings, result)
-            results[futures[future]] = result
-            show_progress("")
-            print_known(order, results)
-            show_progress(f"{n_finished} of {n_missing} trainings")
+    for n_finished, future in enumerate(as_completed(futures), 1):
+        name, repeat = futures[future]
+        try:
+            results[name, repeat] = future.result()
+        except Exception as error:
+            raise RuntimeError(f"repeat {repeat} of the {name} model failed: {error!r}") from error
+        save_repeat(args.output, name, repeat, settings, results[name, repeat])
+        show_progress("")
+        print_known(to_print, results)
+        show_progress(f"{n_finished} of {n_missing} trainings")
     show_progress("")
-    if failure:
-        raise RuntimeError(failure)
 
 
-@contextlib.contextmanager
-def executor_for(args: Namespace, n_trainings: int) -> Iterator[Executor]:
-    """Gives what runs the trainings: threads of this process, or a Dask cluster."""
-    if not args.scheduler:
-        jobs = max(1, min(args.jobs, n_trainings))
-        tf.config.threading.set_intra_op_parallelism_threads(jobs)  # a thread for each training
-        with ThreadPoolExecutor(jobs) as executor:
-            yield executor
-        return
-    from distributed import Client  # only clusters need it
-
-    with Client(args.scheduler, timeout="10s", set_as_default=False) as client:
-        for name in ("data_prep", "baseline", "attention_decoder", "attention"):
-            client.upload_file(pathlib.Path(__file__).with_name(f"{name}.py"))
-        if not client.scheduler_info()["workers"]:
-            print(f"Waiting for workers of {args.scheduler}", file=sys.stderr)
-        yield client.get_executor()
-
-
-def print_known(waiting: list[tuple[str, int]], results: dict) -> None:
-    """Prints the article's lines as far as they are known, in the article's order."""
-    while waiting and waiting[0] in results:
-        name, repeat = waiting.pop(0)
+def print_known(to_print: list[tuple[str, int]], results: dict) -> None:
+    """Prints the article's lines as far as they are known, in its order, and forgets these."""
+    while to_print and to_print[0] in results:
+        name, repeat = to_print.pop(0)
         if repeat == 0:
             print(TITLES[name])
         print(round(results[name, repeat]["accuracy"], 2), flush=True)
-        if (name, repeat + 1) not in waiting:
-            print(
-                f"Mean Accuracy: {accuracies(results, name, repeat + 1).mean():.2f}%\n", flush=True
-            )
+        if (name, repeat + 1) not in to_print:
+            mean = accuracies(results, name, repeat + 1).mean()
+            print(f"Mean Accuracy: {mean:.2f}%\n", flush=True)
 
 
 def show_progress(line: str) -> None:
@@ -175,6 +144,11 @@ def accuracies(results: dict, name: str, n_repeats: int) -> np.ndarray:
     """Returns the accuracies of the finished ones of a model's first repeats, in %."""
     keys = [(name, repeat) for repeat in range(n_repeats)]
     return np.array([results[key]["accuracy"] for key in keys if key in results])
+
+
+def standard_deviation(values: np.ndarray) -> np.ndarray:
+    """Returns the sample standard deviation over the first axis; of a single value, 0."""
+    return np.std(values, axis=0, ddof=min(1, len(values) - 1))
 
 
 def print_statistics(results: dict, n_repeats: int) -> None:
@@ -197,78 +171,6 @@ def print_statistics(results: dict, n_repeats: int) -> None:
     difference = mean["attention"] - mean["baseline"]
     low, high = np.percentile(means["attention"] - means["baseline"], [2.5, 97.5])
     print(f"{'Difference':36} {difference:5.2f}       {low:6.2f} {high:6.2f}")
-
-
-def standard_deviation(values: np.ndarray) -> np.ndarray:
-    """Returns the sample standard deviation over the first axis; of a single value, 0."""
-    return np.std(values, axis=0, ddof=min(1, len(values) - 1))
-
-
-def save_repeat(output: pathlib.Path, name: str, repeat: int, settings: dict, result: dict) -> None:
-    """Writes OUTPUT/repeats/MODEL-K.json, as a whole or not at all."""
-    unfinished = output / "unfinished.json"
-    unfinished.write_text(json.dumps({"settings": settings, **result}), encoding="utf-8")
-    (output / "repeats").mkdir(exist_ok=True)
-    os.replace(unfinished, output / "repeats" / f"{name}-{repeat}.json")
-
-
-def read_repeats(output: pathlib.Path, settings: dict) -> dict:
-    """Returns the finished repeats in the output folder, {(model, repeat): result}.
-
-    Raises ValueError, naming file and setting, if one is damaged or was made with other settings.
-    """
-    results = {}
-    n_windows = len(range(0, settings["n_updates"], WINDOW))
-    for path in sorted((output / "repeats").glob("*.json")):
-        try:
-            name, repeat = path.stem.split("-")
-            result = json.loads(path.read_text(encoding="utf-8"))
-            made_with = result.pop("settings")
-            for setting, value in settings.items():
-                if made_with[setting] != value:
-                    flag = "--" + setting.replace("_", "-")
-                    raise RuntimeError(f"was made with {flag} {made_with[setting]}, got {value}")
-            whole = MODELS[name] and np.shape(result["losses"]) == (n_windows,)
-            numbers = [result[key] + 0.0 for key in ("accuracy", "seconds", "n_weights")]
-            if not whole or not np.isfinite([*numbers, *result["losses"]]).all():
-                raise ValueError
-            results[name, int(repeat)] = result
-        except RuntimeError as error:
-            raise ValueError(f"{path} {error}") from None
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path} is damaged") from None
-    return results
-
-
-def set_aside(output: pathlib.Path) -> None:
-    """Moves the results of an earlier run to a folder of their own inside the output folder."""
-    files = [path for name in RESULT_FILES if (path := output / name).exists()]
-    if files:
-        number = next(n for n in itertools.count(1) if not (output / f"earlier-{n}").exists())
-        earlier = output / f"earlier-{number}"
-        earlier.mkdir()
-        for path in files:
-            path.rename(earlier / path.name)
-        print(f"The results of an earlier run are now in {earlier}", file=sys.stderr)
-
-
-def write_accuracies(output: pathlib.Path, settings: dict, results: dict) -> None:
-    """Writes accuracy.csv, a line for each finished repeat."""
-    problem = {name: value for name, value in settings.items() if name not in ("n_eval", "seed")}
-    rows = [("model", "repeat", "seed", "accuracy", "seconds", *problem)]
-    for name in MODELS:
-        for repeat in sorted(repeat for model, repeat in results if model == name):
-            result = results[name, repeat]
-            numbers = (settings["seed"] + repeat, result["accuracy"], result["seconds"])
-            rows.append((name, repeat, *numbers, *problem.values()))
-    write_csv(output / "accuracy.csv", rows)
-
-
-def write_csv(path: pathlib.Path, rows: list) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def write_curves(output: pathlib.Path, results: dict, n_repeats: int, n_updates: int) -> None:
@@ -308,19 +210,30 @@ def write_curves(output: pathlib.Path, results: dict, n_repeats: int, n_updates:
     figure.savefig(output / "accuracy.png", dpi=120)
 
 
-def end_early(reason: str, args: Namespace, settings: dict, results: dict) -> str:
-    """Writes accuracy.csv and returns, in one line, why the run ends and what it has finished."""
-    parts = []
-    for name in MODELS:
-        values = accuracies(results, name, args.n_repeats)
-        mean = f" (mean accuracy {values.mean():.2f}%)" if len(values) else ""
-        parts.append(f"{len(values)} of {args.n_repeats} {name} repeats{mean}")
-    if results:
-        with contextlib.suppress(OSError):  # it may be the reason
-            write_accuracies(args.output, settings, results)
-    missing = len(results) < len(MODELS) * args.n_repeats
-    hint = "; --resume runs the others" if missing else ""
-    return f"{reason}. Finished, in {args.output}: {', '.join(parts)}{hint}"
+# From here on: where the repeats run, and how none is lost.
+
+
+def available_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def make_executor(args: Namespace, n_trainings: int) -> Executor:
+    """Returns what runs the trainings: threads of this process, or a Dask cluster."""
+    if not args.scheduler:
+        jobs = max(1, min(args.jobs, n_trainings))
+        tf.config.threading.set_intra_op_parallelism_threads(jobs)  # a thread for each training
+        return ThreadPoolExecutor(jobs)
+    from distributed import Client  # only clusters need it
+
+    client = Client(args.scheduler, timeout="10s", set_as_default=False)
+    for name in ("data_prep", "baseline", "attention_decoder", "attention"):
+        client.upload_file(str(pathlib.Path(__file__).with_name(f"{name}.py")))
+    if not client.scheduler_info()["workers"]:
+        print(f"Waiting for workers of {args.scheduler}", file=sys.stderr)
+    return client.get_executor(pure=False)
 
 
 def check_scheduler(address: str) -> None:
@@ -334,6 +247,91 @@ def check_scheduler(address: str) -> None:
         raise ValueError(f"scheduler must be tcp://HOST:PORT or tls://HOST:PORT, got {address!r}")
     if not importlib.util.find_spec("distributed"):
         raise ValueError("scheduler needs the package distributed: pip install distributed")
+
+
+def save_repeat(output: pathlib.Path, name: str, repeat: int, settings: dict, result: dict) -> None:
+    """Writes OUTPUT/repeats/MODEL-K.json, as a whole or not at all."""
+    unfinished = output / "unfinished.json"
+    unfinished.write_text(json.dumps({"settings": settings, **result}), encoding="utf-8")
+    (output / "repeats").mkdir(exist_ok=True)
+    os.replace(unfinished, output / "repeats" / f"{name}-{repeat}.json")
+
+
+def read_repeats(output: pathlib.Path, settings: dict) -> dict:
+    """Returns the finished repeats in the output folder, {(model, repeat): result}.
+
+    Raises ValueError, naming file and setting, if one is damaged or was made with other settings.
+    """
+    results = {}
+    n_windows = len(range(0, settings["n_updates"], WINDOW))
+    for path in sorted((output / "repeats").glob("*.json")):
+        try:
+            name, repeat = path.stem.split("-")
+            result = json.loads(path.read_text(encoding="utf-8"))
+            made_with = result.pop("settings")
+            others = [setting for setting in settings if made_with[setting] != settings[setting]]
+            numbers = [result[key] for key in ("accuracy", "seconds", "n_weights")]
+            whole = np.isfinite([*numbers, *result["losses"]]).all() and name in MODELS
+            if not others and not (whole and len(result["losses"]) == n_windows):
+                raise ValueError
+            results[name, int(repeat)] = result
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path} is damaged") from None
+        for setting in others:
+            flag = "--" + setting.replace("_", "-")
+            raise ValueError(
+                f"{path} was made with {flag} {made_with[setting]}, got {settings[setting]}"
+            )
+    return results
+
+
+def set_aside(output: pathlib.Path) -> None:
+    """Moves the results of an earlier run to a folder of their own inside the output folder."""
+    files = [path for name in RESULT_FILES if (path := output / name).exists()]
+    if files:
+        number = next(n for n in itertools.count(1) if not (output / f"earlier-{n}").exists())
+        earlier = output / f"earlier-{number}"
+        earlier.mkdir()
+        for path in files:
+            path.rename(earlier / path.name)
+        print(f"The results of an earlier run are now in {earlier}", file=sys.stderr)
+
+
+def write_accuracies(output: pathlib.Path, settings: dict, results: dict) -> None:
+    """Writes accuracy.csv, a line for each finished repeat."""
+    problem = {name: value for name, value in settings.items() if name not in ("n_eval", "seed")}
+    rows = [("model", "repeat", "seed", "accuracy", "seconds", *problem)]
+    for name, repeat in sorted(results, key=lambda key: (list(MODELS).index(key[0]), key[1])):
+        result = results[name, repeat]
+        numbers = (settings["seed"] + repeat, result["accuracy"], result["seconds"])
+        rows.append((name, repeat, *numbers, *problem.values()))
+    write_csv(output / "accuracy.csv", rows)
+
+
+def write_csv(path: pathlib.Path, rows: list) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def end_early(args: Namespace, settings: dict, results: dict, reason: str, status: int) -> None:
+    """Writes accuracy.csv, says in one line what is finished, and ends the script."""
+    finished = []
+    for name in MODELS:
+        values = accuracies(results, name, args.n_repeats)
+        mean = f" (mean accuracy {values.mean():.2f}%)" if len(values) else ""
+        finished.append(f"{len(values)} of {args.n_repeats} {name} repeats{mean}")
+    missing = any((name, k) not in results for name in MODELS for k in range(args.n_repeats))
+    hint = "; --resume runs the others" if missing else ""
+    with contextlib.suppress(OSError):  # which may be the reason
+        if results:
+            write_accuracies(args.output, settings, results)
+    show_progress("")
+    line = f"compare.py: {reason}. Finished, in {args.output}: {', '.join(finished)}{hint}\n"
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode(errors="replace"))
+    os._exit(status)  # the trainings' threads cannot be stopped in any other way
 
 
 def main() -> None:
@@ -355,13 +353,15 @@ def main() -> None:
     )
     settings = {name: getattr(args, name) for name in SETTINGS}
     results = {}
+
+    # Prepare the output folder.
     try:
         if args.scheduler is not None:
             check_scheduler(args.scheduler)
         make_folder(args.output)
         args.output = pathlib.Path(args.output)
-        lock = FileLock(args.output / ".lock")
-        lock.acquire(timeout=0)  # released when this process ends, however it ends
+        lock = FileLock(args.output / ".lock", timeout=0)
+        lock.acquire()  # released when this process ends, however it ends
         if args.resume:
             results = read_repeats(args.output, settings)
         if not results:
@@ -371,20 +371,15 @@ def main() -> None:
     except (OSError, ValueError) as error:
         stop(str(error))
 
-    def interrupted(*_) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        line = end_early("compare.py: stopped", args, settings, results)
-        os.write(2, f"{line}\n".encode())
-        os._exit(130)  # threads cannot be stopped in any other way
-
-    signal.signal(signal.SIGINT, interrupted)
+    # Run the repeats. Whatever ends this early, those finished are kept.
+    end = functools.partial(end_early, args, settings, results)
+    signal.signal(signal.SIGINT, lambda *_: end("stopped", status=130))
     try:
         run_repeats(args, settings, results)
         write_accuracies(args.output, settings, results)
         write_curves(args.output, results, args.n_repeats, args.n_updates)
     except (OSError, RuntimeError) as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        stop(end_early(reason, args, settings, results), status=1)
+        end((str(error) or repr(error)).splitlines()[0], status=1)
     print_statistics(results, args.n_repeats)
     print("\nWritten: " + ", ".join(str(args.output / name) for name in RESULT_FILES))
 

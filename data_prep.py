@@ -1,21 +1,22 @@
-"""Test Problem for Attention: the article's section 2. Run it with `python data_prep.py`.
+"""Test Problem for Attention: the article's section 2 (注意力的测试问题).
 
-A sequence of random integers is to be answered with its first few integers, and zeros after them:
-[45, 20, 8, 31, 2] becomes [45, 20, 0, 0, 0]. Models read and write the integers one-hot encoded, in
-arrays of shape (pairs, time steps, features).
+A sequence of random integers is to be answered with its first few integers, and
+zeros after them: [45, 20, 8, 31, 2] becomes [45, 20, 0, 0, 0]. Models read and
+write the integers one-hot encoded, in arrays (pairs, time steps, features).
 
-The end of this file holds what the scripts share to start: flags, output folder, a quiet start.
+Run it with `python data_prep.py`. The end of this file holds what the scripts
+share to start: flags, their rules, the output folder, a quiet start.
 """
 
-import os
 import signal
 
-if __name__ == "__main__":  # Ctrl-C ends the script at once, without a traceback
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script at once
 
 import argparse
 import contextlib
 import faulthandler
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -115,16 +116,16 @@ FLAGS = {
     "n_units": "units of each recurrent layer",
     "n_updates": "Adam updates of a training, each on one new pair",
     "n_eval": "new pairs that an accuracy is taken on",
-    "n_repeats": "trainings of each model, with new weights and new pairs",
-    "seed": "seed of weights and pairs; the same seed gives the same numbers",
+    "n_repeats": "trainings of each model, with new weights and pairs",
+    "seed": "the same seed gives the same weights and pairs",
     "jobs": "trainings at a time",
     "output": "folder for the results",
-    "resume": "keep the finished repeats in the output folder, run only what is missing",
-    "scheduler": "run the repeats on the Dask cluster whose scheduler is at tcp://HOST:PORT",
+    "resume": "keep the finished repeats, run only those missing",
+    "scheduler": "run on the Dask cluster at tcp://HOST:PORT",
 }
 
 
-def parse_arguments(description: str, **defaults: int | str | bool) -> argparse.Namespace:
+def parse_arguments(description: str, **defaults: int | str | bool | None) -> argparse.Namespace:
     """Returns the command line's values of some FLAGS, given with their defaults.
 
     What is wrong ends the script with one line and exit status 2.
@@ -139,13 +140,13 @@ def parse_arguments(description: str, **defaults: int | str | bool) -> argparse.
     )
     parser.error = stop
     for name, default in defaults.items():
-        flag = "--" + name.replace("_", "-")
+        flag, help = "--" + name.replace("_", "-"), FLAGS[name]
         if default is False:
-            parser.add_argument(flag, action="store_true", help=FLAGS[name])
-        else:
-            kind, metavar = (int, "N") if isinstance(default, int) else (str, name.upper())
-            help = f"{FLAGS[name]} (default: {default or 'none'})"
-            parser.add_argument(flag, type=kind, default=default, metavar=metavar, help=help)
+            parser.add_argument(flag, action="store_true", help=help)
+            continue
+        kind, metavar = (int, "N") if isinstance(default, int) else (str, name.upper())
+        help += "" if default is None else f" (default: {default})"
+        parser.add_argument(flag, type=kind, default=default, metavar=metavar, help=help)
     args = parser.parse_args()
     try:
         check(**{name: value for name, value in vars(args).items() if type(value) is int})
@@ -173,27 +174,19 @@ def make_folder(path: str) -> None:
 def without_log_lines() -> Iterator[None]:
     """Hides what TensorFlow logs as it is imported, unless TF_CPP_MIN_LOG_LEVEL is below 3.
 
-    TensorFlow 2.21 then writes to file descriptor 2 whatever that variable says. If the import
-    fails, what it wrote is shown.
+    TensorFlow 2.21 then writes to file descriptor 2 whatever that variable says.
     """
-    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
+    if sys.stderr is None or os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
         yield
         return
+    stderr = os.dup(2)
+    faulthandler.enable(stderr)  # a crash is told all the same
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
     try:
-        stderr = os.dup(2)
-    except OSError:  # closed
-        stderr = os.open(os.devnull, os.O_WRONLY)
-    faulthandler.enable(stderr)  # tells of a crash
-    with tempfile.TemporaryFile() as log:
-        os.dup2(log.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            log.seek(0)
-            os.write(stderr, log.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
 
 
 def main() -> None:

@@ -1,32 +1,44 @@
 """The comparison as a user runs it: printed, saved, shared, killed, resumed, interrupted."""
 
 import csv
+import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
-import psutil
 import pytest
 
 import compare
+from attention import attention_model
+from baseline import baseline_model, evaluate, keras, train
 from data_prep import get_pairs
 
 ROOT = pathlib.Path(__file__).parent.parent
-REPEATS = 6
+REPEATS = 4
 # Small enough to compile and train in seconds; the last window of the loss curve is a short one.
-FLAGS = (
-    f"--n-timesteps-in 2 --n-timesteps-out 1 --n-features 6 --n-units 5 --n-updates 1990 "
-    f"--n-repeats {REPEATS} --n-eval 30 --seed 7"
-).split()
+SETTINGS = {
+    "n_timesteps_in": 2,
+    "n_timesteps_out": 1,
+    "n_features": 6,
+    "n_units": 5,
+    "n_updates": 1990,
+    "n_eval": 30,
+    "seed": 7,
+}
+FLAGS = ["--n-repeats", str(REPEATS)]
+for setting, number in SETTINGS.items():
+    FLAGS += ["--" + setting.replace("_", "-"), str(number)]
 CSV_HEADER = (
     "model,repeat,seed,accuracy,seconds,n_timesteps_in,n_timesteps_out,n_features,n_units,n_updates"
 )
-FILES = {"accuracy.csv", "repeats.csv", "loss.csv", "loss.png", "accuracy.png"}
+FILES = {".lock", "accuracy.csv", "repeats", "loss.csv", "loss.png", "accuracy.png"}
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 
 def command(output, *flags):
@@ -37,10 +49,10 @@ def run(output, *flags, **kwargs):
     return subprocess.run(command(output, *flags), capture_output=True, text=True, **kwargs)
 
 
-def start(output, *flags):
-    """Starts a comparison in a process group of its own, as a terminal does."""
+def start(*arguments):
+    """Starts a script in a process group of its own, as a terminal does."""
     return subprocess.Popen(
-        command(output, *flags),
+        arguments,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -49,50 +61,55 @@ def start(output, *flags):
     )
 
 
+def main(output, *flags, monkeypatch, capsys):
+    """Runs what ends before any training here, without another start of Python."""
+    monkeypatch.setattr(sys, "argv", command(output, *flags)[1:])
+    with pytest.raises(SystemExit) as stop:
+        compare.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    return error
+
+
 def rows(output):
     with open(output / "accuracy.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def numbers(output):
-    """All that the seed determines: the accuracies' rows without their seconds."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(output)]
+    """All that the seed determines: the files without their seconds."""
+    table = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(output)]
+    repeats = {path.name: json.loads(path.read_text()) for path in (output / "repeats").iterdir()}
+    for repeat in repeats.values():
+        del repeat["seconds"]
+    return table, repeats, (output / "loss.csv").read_bytes()
 
 
-def wait_for_rows(output, n):
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def wait_for_repeats(output, n, process):
     deadline = time.monotonic() + 120
-    while not (output / "accuracy.csv").exists() or len(rows(output)) < n:
-        assert time.monotonic() < deadline
+    while len(list((output / "repeats").glob("*.json"))) < n:
+        assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.005)
-
-
-def alive(group):
-    """Returns the processes of a group that still run."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            pass
-    return found
-
-
-def all_gone(group, seconds=10):
-    deadline = time.monotonic() + seconds
-    while alive(group) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not alive(group)
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """A whole run by two processes: its folder and what it printed."""
+    """A whole run by two threads: its folder and what it printed."""
     output = tmp_path_factory.mktemp("unbroken") / "deep" / "results"
     finished = run(output, "--jobs", "2")
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""  # no log lines, and no progress line where nobody watches
     return output, finished.stdout
+
+
+@pytest.fixture
+def copied(unbroken, tmp_path):
+    """A copy of its folder, with a name that few encodings have."""
+    return pathlib.Path(shutil.copytree(unbroken[0], tmp_path / "résultats"))
 
 
 def test_prints_the_articles_lines(unbroken):
@@ -116,7 +133,7 @@ def test_prints_the_articles_lines(unbroken):
         assert float(std) == pytest.approx(np.std(values, ddof=1), abs=0.006)
         assert min(values) <= float(low) <= float(mean) <= float(high) <= max(values)
         assert int(weights.replace(",", "")) == {"baseline": 496, "attention": 682}[name]
-        assert 0 < float(seconds) < 30
+        assert 0 < float(seconds) < 60
     (line,) = [line for line in statistics if line.startswith("Difference")]
     difference, low, high = (float(number) for number in re.findall(r"-?\d+\.\d+", line))
     assert low <= difference <= high
@@ -125,68 +142,68 @@ def test_prints_the_articles_lines(unbroken):
 def test_the_files(unbroken):
     output, stdout = unbroken
     assert {path.name for path in output.iterdir()} == FILES
-    assert all(name in stdout.splitlines()[-1] for name in FILES)
+    assert all(name in stdout.splitlines()[-1] for name in FILES - {".lock"})
     lines = (output / "accuracy.csv").read_text().splitlines()
     assert lines[0] == CSV_HEADER
     assert len(lines) == 1 + 2 * REPEATS
     for i, row in enumerate(rows(output)):
         assert row["model"] == ("baseline", "attention")[i // REPEATS]
         assert int(row["repeat"]) == i % REPEATS and int(row["seed"]) == 7 + i % REPEATS
-        assert [row[name] for name in compare.PROBLEM] == ["2", "1", "6", "5", "1990"]
+        assert list(row.values())[5:] == ["2", "1", "6", "5", "1990"]
     for name in ("loss.png", "accuracy.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (output / "repeats").iterdir()} == {
+        f"{name}-{k}.json" for name in ("baseline", "attention") for k in range(REPEATS)
+    }
     with open(output / "loss.csv", newline="") as file:
         table = np.array([[float(value) for value in row] for row in list(csv.reader(file))[1:]])
     assert table[:, 0].tolist() == [*range(50, 1990, 50), 1990]
-    # Repeat 2 again, here, by a plain loop: its curve and accuracy are what training gives.
-    from attention import attention_model
-    from baseline import baseline_model, evaluate, keras, train
-
-    with open(output / "repeats.csv", newline="") as file:
-        repeats = list(csv.DictReader(file))
-    models = {"baseline": baseline_model, "attention": attention_model}
-    for column, (name, make_model) in enumerate(models.items()):
-        losses = np.array(
-            [
-                [float(value) for key, value in row.items() if key.startswith("loss_")]
-                for row in repeats
-                if row["model"] == name
-            ]
-        )
-        np.testing.assert_allclose(table[:, 1 + 2 * column], losses.mean(axis=0))
-        np.testing.assert_allclose(table[:, 2 + 2 * column], losses.std(axis=0, ddof=1))
+    for column, make_model in enumerate((baseline_model, attention_model)):
+        # Repeat 2 again, here, by a plain loop: its curve and accuracy are what training gives.
         keras.utils.set_random_seed(7 + 2)
         model, rng = make_model(2, 6, 5), np.random.default_rng(7 + 2)
         loss = train(model, *get_pairs(1990, 2, 1, 6, rng))
+        repeats = [
+            json.loads((output / "repeats" / f"{model.name}-{k}.json").read_text())
+            for k in range(REPEATS)
+        ]
+        assert all(repeat["settings"] == SETTINGS for repeat in repeats)
         windows = [loss[i : i + 50].mean() for i in range(0, 1990, 50)]
-        np.testing.assert_allclose(losses[2], windows, rtol=1e-4)
-        (row,) = [r for r in rows(output) if (r["model"], r["repeat"]) == (name, "2")]
-        assert float(row["accuracy"]) == pytest.approx(evaluate(model, 2, 1, 6, 30, rng))
+        np.testing.assert_allclose(repeats[2]["losses"], windows, rtol=1e-4)
+        assert repeats[2]["accuracy"] == pytest.approx(evaluate(model, 2, 1, 6, 30, rng))
+        (row,) = [r for r in rows(output) if (r["model"], r["repeat"]) == (model.name, "2")]
+        assert float(row["accuracy"]) == repeats[2]["accuracy"]
+        losses = np.array([repeat["losses"] for repeat in repeats])
+        np.testing.assert_allclose(table[:, 1 + 2 * column], losses.mean(axis=0))
+        np.testing.assert_allclose(table[:, 2 + 2 * column], losses.std(axis=0, ddof=1))
 
 
-def test_one_job_gives_the_same(unbroken, tmp_path):
-    finished = run(tmp_path / "results", "--jobs", "1")
+@pytest.mark.parametrize("jobs", ["1", "16"])
+def test_any_number_of_jobs_gives_the_same(jobs, unbroken, tmp_path):
+    finished = run(tmp_path / "results", "--jobs", jobs)
     assert finished.returncode == 0
     assert numbers(tmp_path / "results") == numbers(unbroken[0])
-    same = (tmp_path / "results" / "loss.csv").read_bytes()
-    assert same == (unbroken[0] / "loss.csv").read_bytes()
 
+
+# Clusters
 
 CLUSTER = """
+import sys
 from distributed import LocalCluster
 if __name__ == "__main__":
     with LocalCluster(
-        n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50
+        n_workers=int(sys.argv[1]), threads_per_worker=2, dashboard_address=None, silence_logs=50
     ) as cluster:
         print(cluster.scheduler_address, flush=True)
         input()
 """
 
 
-def test_a_dask_cluster_gives_the_same(unbroken, tmp_path):
+@pytest.mark.parametrize("n_workers", [2, 0])
+def test_a_dask_cluster_gives_the_same_or_is_waited_for(n_workers, unbroken, tmp_path):
     (tmp_path / "cluster.py").write_text(CLUSTER)  # knows nothing of this folder's modules
     with subprocess.Popen(
-        [sys.executable, "cluster.py"],
+        [sys.executable, "cluster.py", str(n_workers)],
         cwd=tmp_path,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -194,13 +211,16 @@ def test_a_dask_cluster_gives_the_same(unbroken, tmp_path):
         text=True,
     ) as cluster:
         address = cluster.stdout.readline().strip()
-        finished = run(tmp_path / "results", "--scheduler", address)
+        process = start(*command(tmp_path / "results", "--scheduler", address))
+        if n_workers:
+            _, stderr = process.communicate(timeout=120)
+            assert (process.returncode, stderr) == (0, "")
+            assert numbers(tmp_path / "results") == numbers(unbroken[0])
+        else:
+            assert process.stderr.readline() == f"Waiting for workers of {address}\n"
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=20)[1].startswith("compare.py: stopped.")
         cluster.communicate("\n", timeout=60)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stderr == ""
-    assert numbers(tmp_path / "results") == numbers(unbroken[0])
-    same = (tmp_path / "results" / "loss.csv").read_bytes()
-    assert same == (unbroken[0] / "loss.csv").read_bytes()
 
 
 def test_a_scheduler_that_cannot_be_reached(tmp_path):
@@ -212,173 +232,246 @@ def test_a_scheduler_that_cannot_be_reached(tmp_path):
     assert finished.stderr.count("\n") == 1 and "tcp://127.0.0.1:9" in finished.stderr
 
 
+@pytest.mark.parametrize(
+    "address", ["", "tcp://host", "http://host:1", "host:1", "tcp://:1", "tcp://host:port"]
+)
+def test_addresses_that_cannot_be(address, tmp_path, monkeypatch, capsys):
+    error = main(
+        tmp_path / "results", "--scheduler", address, monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert "scheduler must be tcp://HOST:PORT or tls://HOST:PORT, got " in error
+    assert error.endswith(f"{address!r}\n") and not (tmp_path / "results").exists()
+
+
 def test_without_distributed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "find_spec", lambda name: None)
-    arguments = ["compare.py", "--scheduler", "tcp://x:1", "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as stop:
-        compare.main()
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert "pip install distributed" in error and error.count("\n") == 1
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: None)
+    error = main(tmp_path, "--scheduler", "tcp://x:1", monkeypatch=monkeypatch, capsys=capsys)
+    assert "pip install distributed" in error
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+# Runs that end early
+
+
+@posix
 def test_killed_and_resumed_equals_unbroken(unbroken, tmp_path):
     output = tmp_path / "results"
-    process = start(output, "--jobs", "2")
-    wait_for_rows(output, 3)
+    process = start(*command(output, "--jobs", "2"))
+    wait_for_repeats(output, 3, process)
     process.kill()
     process.communicate()
-    assert all_gone(process.pid)
-    finished = rows(output)
+    finished = content(output / "repeats")
     assert 3 <= len(finished) < 2 * REPEATS
-    with open(output / "accuracy.csv", "a") as file:
-        file.write("attention,5,12,9")  # power went while this was written
-    with open(output / "repeats.csv", "a") as file:
-        file.write("attention,5,30,628,1.7")
+    (output / "unfinished.json").write_text('{"settings": {')  # killed while writing
 
     resumed = run(output, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert numbers(output) == numbers(unbroken[0])
-    assert (output / "loss.csv").read_bytes() == (unbroken[0] / "loss.csv").read_bytes()
     articles_part = 2 * (REPEATS + 3)
     assert resumed.stdout.splitlines()[:articles_part] == unbroken[1].splitlines()[:articles_part]
-    kept = {(row["model"], row["repeat"]): row["seconds"] for row in finished}
-    for row in rows(output):  # what was finished was not run again
-        assert kept.get((row["model"], row["repeat"]), row["seconds"]) == row["seconds"]
-
-    # Nothing is left to do: no process is started, the numbers stay.
-    before = time.monotonic()
-    again = run(output, "--resume")
-    assert time.monotonic() - before < 10
-    assert again.stdout == resumed.stdout
+    after = content(output / "repeats")
+    assert {path: after[path] for path in finished} == finished  # these were not run again
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize("n_rows", [0, 2])
-def test_ctrl_c(n_rows, tmp_path):
+@posix
+@pytest.mark.parametrize("n_finished", [0, 2])
+def test_ctrl_c(n_finished, tmp_path):
     output = tmp_path / "results"
-    # Without a row to wait for: in the midst of trainings that take far longer than the time-out.
-    process = start(output, "--jobs", "2", *([] if n_rows else ["--n-updates", "2000000"]))
-    wait_for_rows(output, n_rows)
-    time.sleep(0 if n_rows else 8)
+    # Without a repeat to wait for: while compiling, which takes seconds.
+    size = [] if n_finished else ["--n-units", "100", "--n-timesteps-in", "10"]
+    process = start(*command(output, "--jobs", "2", *size))
+    if n_finished:
+        wait_for_repeats(output, n_finished, process)
+    else:
+        time.sleep(6)
+        assert process.poll() is None
+    before = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
+    assert time.monotonic() - before < 2
     assert process.returncode == 130
-    assert all_gone(process.pid)
-    assert "Traceback" not in stderr
-    n_finished = len(rows(output))
-    assert n_rows <= n_finished < 2 * REPEATS
+    assert stderr.count("\n") == 1 and stderr.startswith("compare.py: stopped. Finished, in ")
+    repeats = list((output / "repeats").glob("*.json"))
+    assert n_finished <= len(repeats) < 2 * REPEATS
+    assert (output / "accuracy.csv").exists() == bool(repeats)
+    assert len(repeats) == (len(rows(output)) if repeats else 0)
     counts = [int(count) for count in re.findall(rf"(\d+) of {REPEATS}", stderr)]
-    assert len(counts) == 2 and sum(counts) == n_finished
-    assert "--resume" in stderr
+    assert len(counts) == 2 and sum(counts) == len(repeats)
+    assert stderr.endswith("; --resume runs the others\n")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_a_worker_that_dies(tmp_path):
-    output = tmp_path / "results"
-    process = start(output, "--jobs", "2")
-    wait_for_rows(output, 1)
-    workers = [
-        p for p in psutil.Process(process.pid).children() if "spawn_main" in str(p.cmdline())
-    ]
-    assert len(workers) == 2
-    workers[0].kill()
-    _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 1
-    assert stderr.count("\n") == 1 and " failed: " in stderr
-    assert rows(output)
-    assert all_gone(process.pid)
+@posix
+@pytest.mark.parametrize("script", ["data_prep.py", "baseline.py", "attention.py", "compare.py"])
+def test_an_early_ctrl_c_prints_no_traceback(script, tmp_path):
+    for seconds in (0.1, 0.7):
+        process = start(sys.executable, "-X", "importtime", str(ROOT / script))
+        while "encodings" not in process.stderr.readline():
+            pass  # Python itself, before it reads the script
+        time.sleep(seconds)
+        for _ in range(5):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        _, stderr = process.communicate(timeout=20)
+        assert "Traceback" not in stderr and "KeyboardInterrupt" not in stderr
+        assert script == "data_prep.py" or process.returncode in (130, -signal.SIGINT)
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "old"),
+    ("function", "error", "line"),
     [
-        ("--seed", "8", "7"),
-        ("--n-eval", "31", "30"),
-        ("--n-updates", "2000", "1990"),
-        ("--n-units", "6", "5"),
-        ("--n-features", "7", "6"),
-        ("--n-timesteps-in", "3", "2"),
+        (
+            "train_evaluate_model",
+            "MemoryError('full')",
+            r"repeat \d of the .* model failed: Memory",
+        ),
+        ("save_repeat", "OSError(28, 'No space left')", "No space left"),
     ],
 )
-def test_resume_with_other_settings(flag, value, old, unbroken):
-    before = {path: path.read_bytes() for path in unbroken[0].iterdir()}
-    finished = run(unbroken[0], "--resume", flag, value)
-    assert finished.returncode == 2
-    assert f"was made with {flag} {old}, got {value}" in finished.stderr
+def test_what_fails_ends_the_run_with_one_line(function, error, line, tmp_path):
+    code = f"""
+import compare
+def fail(*_, **__):
+    raise {error}
+compare.{function} = fail
+compare.main()
+"""
+    flags = command(tmp_path, "--n-updates", "20", "--jobs", "1")[2:]
+    finished = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert finished.returncode == 1
     assert finished.stderr.count("\n") == 1
-    assert {path: path.read_bytes() for path in unbroken[0].iterdir()} == before
+    assert re.search(rf"{line}.*\. Finished, in .*; --resume runs the others$", finished.stderr)
 
 
-@pytest.mark.parametrize("name", ["accuracy.csv", "repeats.csv"])
-@pytest.mark.parametrize("damage", ["header", "cell", "short line", "binary"])
-def test_resume_with_a_damaged_file(damage, name, unbroken, tmp_path):
-    for file in FILES:
-        (tmp_path / file).write_bytes((unbroken[0] / file).read_bytes())
-    lines = (tmp_path / name).read_bytes().split(b"\n")
-    if damage == "header":
-        lines[0] = lines[0].replace(b"repeat", b"again")
-    elif damage == "cell":
-        lines[2] = lines[2].replace(b"baseline,1", b"baseline,one")
-    elif damage == "short line":
-        lines[3] = lines[3][:20]
+@posix
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    output = tmp_path / "results"
+    first = start(*command(output))
+    wait_for_repeats(output, 1, first)
+    second = run(output)
+    assert first.poll() is None, "the first run was too short to tell"
+    assert second.returncode == 2
+    assert second.stderr.count("\n") == 1 and "no other run is using" in second.stderr
+    assert first.communicate(timeout=120)[1] == "" and first.returncode == 0
+    assert len(rows(output)) == 2 * REPEATS and not (output / "earlier-1").exists()
+
+
+# Resuming
+
+
+def test_resume_with_nothing_left_to_do_in_any_encoding(unbroken, copied):
+    before = content(copied)
+    for encoding in ("ascii", "cp437", "cp932"):
+        env = {
+            **os.environ,
+            "PYTHONIOENCODING": encoding,
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        }
+        again = subprocess.run(command(copied, "--resume"), capture_output=True, env=env)
+        assert (again.returncode, again.stderr) == (0, b"")
+        stdout = again.stdout.decode(encoding).replace("\r", "")
+        assert stdout.splitlines()[:-1] == unbroken[1].splitlines()[:-1]
+    assert content(copied) == before
+
+
+@posix
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed, copied):
+    shell = " ".join(f"'{word}'" for word in command(copied, "--resume"))
+    finished = subprocess.run(f"{shell} {closed}", shell=True, capture_output=True, text=True)
+    assert finished.returncode == 0 and finished.stderr == ""
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_resume_with_other_settings(setting, copied, monkeypatch, capsys):
+    flag = "--" + setting.replace("_", "-")
+    old = SETTINGS[setting]
+    new = 2 if old == 1 else old + 1
+    before = content(copied)
+    error = main(copied, "--resume", flag, str(new), monkeypatch=monkeypatch, capsys=capsys)
+    assert error.endswith(f"attention-0.json was made with {flag} {old}, got {new}\n")
+    assert content(copied) == before
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"{", b"[]", b"\x00\xff", "no losses", "short", "nan", "text", "name", "folder"],
+)
+def test_resume_with_a_damaged_file(damaged, copied, monkeypatch, capsys):
+    path = copied / "repeats" / "baseline-1.json"
+    result = json.loads(path.read_text())
+    if damaged == "no losses":
+        del result["losses"]
+    elif damaged == "short":
+        result["losses"].pop()
+    elif damaged == "nan":
+        result["losses"][3] = float("nan")
+    elif damaged == "text":
+        result["accuracy"] = "50"
+    elif damaged == "name":
+        path = path.rename(path.with_name("bassline-1.json"))
+    if damaged == "folder":
+        path.unlink()
+        path.mkdir()
     else:
-        lines[2] = b"\x00\xff" + lines[2]
-    damaged = b"\n".join(lines)
-    (tmp_path / name).write_bytes(damaged)
-    finished = run(tmp_path, "--resume")
-    assert finished.returncode == 2
-    assert finished.stderr.count("\n") == 1
-    assert f"{name} is damaged in line " in finished.stderr
-    assert (tmp_path / name).read_bytes() == damaged
-
-
-@pytest.mark.parametrize("name", ["accuracy.csv", "repeats.csv"])
-def test_resume_with_a_file_that_cannot_be_read(name, tmp_path):
-    (tmp_path / name).mkdir()
-    finished = run(tmp_path, "--resume")
-    assert finished.returncode == 2
-    assert finished.stderr.count("\n") == 1 and str(tmp_path / name) in finished.stderr
+        path.write_bytes(
+            damaged if isinstance(damaged, bytes) else json.dumps(result).encode("utf-8")
+        )
+    before = content(copied)
+    error = main(copied, "--resume", monkeypatch=monkeypatch, capsys=capsys)
+    what = "cannot be read: Is a directory" if damaged == "folder" else "is damaged"
+    assert error == f"compare.py: {path} {what}\n"
+    assert content(copied) == before
 
 
 def test_resume_where_there_is_nothing_and_then_more_repeats(unbroken, tmp_path):
     first = run(tmp_path, "--resume", "--n-repeats", "1")
     assert first.returncode == 0 and len(rows(tmp_path)) == 2
+    (tmp_path / "accuracy.csv").unlink()  # what is lost or empty here costs nothing
+    (tmp_path / "loss.csv").write_text("")
     more = run(tmp_path, "--resume", "--n-repeats", "2")
-    assert more.returncode == 0, more.stderr
-    expected = [row for row in numbers(unbroken[0]) if int(row["repeat"]) < 2]
-    assert numbers(tmp_path) == expected
+    assert (more.returncode, more.stderr) == (0, "")
+    expected = [row for row in numbers(unbroken[0])[0] if int(row["repeat"]) < 2]
+    assert numbers(tmp_path)[0] == expected
+    fewer = run(tmp_path, "--resume", "--n-repeats", "1")
+    assert (fewer.returncode, fewer.stderr) == (0, "")
+    assert numbers(tmp_path)[0] == expected  # no result is removed
 
 
-def test_a_new_run_loses_no_earlier_results(unbroken, tmp_path):
-    for name in FILES:
-        (tmp_path / name).write_bytes((unbroken[0] / name).read_bytes())
-    finished = run(tmp_path, "--n-repeats", "1", "--seed", "3")
-    assert finished.returncode == 0 and len(rows(tmp_path)) == 2
-    assert "earlier-1" in finished.stderr
-    for name in FILES:
-        assert (tmp_path / "earlier-1" / name).read_bytes() == (unbroken[0] / name).read_bytes()
+def test_a_new_run_loses_no_earlier_results(unbroken, copied):
+    finished = run(copied, "--n-repeats", "1", "--seed", "3", "--n-updates", "20")
+    assert finished.returncode == 0 and len(rows(copied)) == 2
+    assert finished.stderr == f"The results of an earlier run are now in {copied / 'earlier-1'}\n"
+    for path, before in content(unbroken[0]).items():
+        if path.name != ".lock":
+            moved = copied / "earlier-1" / path.relative_to(unbroken[0])
+            assert moved.read_bytes() == before
 
 
-@pytest.mark.parametrize("flag", ["--jobs", "--n-eval", "--n-repeats"])
-def test_bad_flags(flag, tmp_path):
-    finished = run(tmp_path, flag, "0")
-    assert finished.returncode == 2
-    name = flag[2:].replace("-", "_")
-    assert finished.stderr == f"compare.py: {name} must be at least 1, got 0\n"
+@pytest.mark.parametrize(
+    ("flag", "value", "rule"),
+    [
+        ("--jobs", "0", "jobs must be at least 1, got 0"),
+        ("--n-eval", "0", "n_eval must be at least 1, got 0"),
+        ("--n-repeats", "-1", "n_repeats must be at least 1, got -1"),
+        ("--seed", str(2**32 - 3), f"must be at most {2**32 - 1}, got {2**32 - 3 + REPEATS - 1}"),
+    ],
+)
+def test_bad_flags(flag, value, rule, tmp_path, monkeypatch, capsys):
+    error = main(tmp_path / "results", flag, value, monkeypatch=monkeypatch, capsys=capsys)
+    assert error.startswith("compare.py: ") and error.endswith(f"{rule}\n")
+    assert not (tmp_path / "results").exists()
+
+
+# Its functions
 
 
 def test_train_evaluate_model():
-    from baseline import baseline_model
-
     model = baseline_model(2, 6, 5)
     accuracy = compare.train_evaluate_model(model, 2, 1, 6, n_updates=10)
     assert 0 <= accuracy <= 100
-    rng = np.random.default_rng(0)
     _, losses = compare.train_evaluate_model(
-        model, 2, 1, 6, n_updates=10, rng=rng, return_losses=True
+        model, 2, 1, 6, n_updates=10, rng=0, return_losses=True
     )
     assert losses.shape == (10,) and int(model.optimizer.iterations) == 20
     with pytest.raises(ValueError, match=r"n_out must be at most n_in \(2\), got 3"):
@@ -386,10 +479,11 @@ def test_train_evaluate_model():
 
 
 def test_a_repeat_depends_on_its_arguments_alone():
-    """Weights and optimizer of the compiled model start anew, whatever it was used for before."""
-    settings = (2, 1, 6, 5, 100, 50)
-    first = compare.run_repeat("attention", 3, *settings)
-    other = compare.run_repeat("attention", 4, *settings)
-    again = compare.run_repeat("attention", 3, *settings)
-    assert first["losses"] == again["losses"] != other["losses"]
-    assert first["accuracy"] == again["accuracy"]
+    problem = {name: SETTINGS[name] for name in SETTINGS if name not in ("n_units", "seed")}
+    first, again, other = (baseline_model(2, 6, 5) for _ in range(3))
+    for model in (again, other):
+        model.set_weights(first.get_weights())
+    results = [compare.run_repeat(first, 3, problem), compare.run_repeat(again, 3, problem)]
+    assert results[0]["losses"] == results[1]["losses"]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+    assert compare.run_repeat(other, 4, problem)["losses"] != results[0]["losses"]

@@ -4,13 +4,16 @@ import os
 import pathlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+import attention
 import baseline
-from attention import attention_model, attention_weights
-from baseline import baseline_model, evaluate, keras, tf, train
+import compare
+from attention import attention_model, attention_weights, plot_weights
+from baseline import baseline_model, evaluate, keras, predict, tf, train
 from data_prep import get_pairs, one_hot_decode
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -53,6 +56,89 @@ def test_train_is_one_update_for_each_pair_in_order(make_model):
     assert int(model.optimizer.iterations) == 12
 
 
+def test_train_as_keras_does_with_all_that_a_model_may_have():
+    """Regularizers, constraints, weights not trained, those a layer sets, rate and loss."""
+    layers = keras.layers
+    models = [
+        keras.Sequential(
+            [
+                keras.Input((4, 10)),
+                layers.LSTM(6, return_sequences=True, kernel_regularizer="l2"),
+                layers.BatchNormalization(),
+                layers.Dense(7, "relu", kernel_constraint="non_neg"),
+                layers.Dense(7, "relu", trainable=False),
+                layers.Dense(10),
+            ]
+        )
+        for _ in range(2)
+    ]
+    models[1].set_weights(models[0].get_weights())
+    X, y = get_pairs(9, 4, 2, 10, np.random.default_rng(0))
+    for model in models:
+        model.compile(keras.optimizers.Adam(0.01, beta_1=0.8, beta_2=0.9, epsilon=1e-3), "mse")
+    expected = [models[0].train_on_batch(X[i : i + 1], y[i : i + 1]) for i in range(4)]
+    losses = list(train(models[1], X[:4], y[:4]))
+    for model in models:  # another rate, then another loss, with the moments of before
+        model.optimizer.learning_rate = 0.003
+    expected += [models[0].train_on_batch(X[i : i + 1], y[i : i + 1]) for i in (4, 5)]
+    losses += list(train(models[1], X[4:6], y[4:6]))
+    for model in models:
+        model.compile(model.optimizer, keras.losses.CategoricalCrossentropy(from_logits=True))
+    expected += [models[0].train_on_batch(X[i : i + 1], y[i : i + 1]) for i in (6, 7)]
+    losses += list(train(models[1], X[6:8], y[6:8]))
+    losses.append(models[1].train_on_batch(X[8:], y[8:]))  # Keras goes on where train stopped
+    expected.append(models[0].train_on_batch(X[8:], y[8:]))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for variables in zip(models[0].variables, models[1].variables):
+        if "seed" not in variables[0].path:
+            np.testing.assert_allclose(*variables, atol=2e-5, err_msg=variables[0].path)
+    np.testing.assert_allclose(predict(models[1], X), models[1].predict_on_batch(X), atol=1e-6)
+
+
+def test_threads_make_no_difference():
+    X, y = get_pairs(700, 3, 1, 8, np.random.default_rng(0))
+    models = [make_model(3, 8, 12) for _ in range(2) for make_model in MODELS]
+    for first, again in zip(models[:2], models[2:]):
+        again.set_weights(first.get_weights())
+    one_by_one = [train(model, X, y) for model in models[:2]]
+    with ThreadPoolExecutor(2) as executor:
+        at_once = list(executor.map(lambda model: train(model, X, y), models[2:]))
+    np.testing.assert_array_equal(one_by_one, at_once)
+    for first, again in zip(models[:2], models[2:]):
+        for a, b in zip(first.get_weights(), again.get_weights()):
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(predict(first, X), predict(again, X))
+
+
+def test_what_is_compiled_is_that_of_the_models_settings_now():
+    """Whatever other models of its architecture, or a function of its name, were before."""
+    keras.utils.set_random_seed(0)
+    X, y = get_pairs(3, 2, 1, 6, np.random.default_rng(0))
+
+    def first_loss(model, loss):
+        model.compile("adam", loss)
+        expected = model.evaluate(X[:1], y[:1], verbose=0, return_dict=True)["loss"]
+        assert train(model, X[:1], y[:1])[0] == pytest.approx(expected, rel=1e-5)
+        return expected
+
+    first, second = baseline_model(2, 6, 5), baseline_model(2, 6, 5)
+    first.compile("adam", "mse")
+    predict(first, X)  # the first model stands for its architecture ...
+    first.compile("adam", "mae")  # ... and then does not
+    first_loss(second, "mse")
+    first_loss(first, "mae")
+
+    def loss(y, outputs):
+        return keras.ops.sum(outputs**2)
+
+    a = first_loss(first, loss)
+
+    def loss(y, outputs):
+        return keras.ops.sum(2 * outputs**2)
+
+    assert first_loss(first, loss) == pytest.approx(2 * a, rel=0.1)
+
+
 def test_parts_make_no_difference():
     """However the pairs are split among calls, and these into compiled calls, they are the same."""
     assert baseline.PAIRS_PER_CALL == 500
@@ -70,11 +156,14 @@ def test_parts_make_no_difference():
         np.testing.assert_array_equal(a, b)
 
 
-def test_training_is_compiled_once(tmp_path):
+def test_the_article_s_loop_compiles_once(tmp_path):
     code = """
 from data_prep import get_pairs
 from baseline import baseline_model, train
-model = baseline_model(2, 6, 5)
+from compare import train_evaluate_model
+for _ in range(20):
+    model = baseline_model(2, 6, 5)
+    accuracy = train_evaluate_model(model, 2, 1, 6, n_updates=10)
 for n_pairs in (1, 500, 600, 7):
     train(model, *get_pairs(n_pairs, 2, 1, 6))
 """
@@ -94,10 +183,8 @@ def test_without_xla_training_falls_back_to_the_graph(make_model, monkeypatch, c
     expected = train(model, X, y)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(tf.test, "is_built_with_xla", lambda: False)
+    monkeypatch.setattr(baseline, "COMPILED", {})
     losses = train(other, X, y)
-    assert capsys.readouterr().err.splitlines() == [
-        "This TensorFlow was built without XLA: training takes longer"
-    ]
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
 
@@ -120,18 +207,30 @@ def test_attention_learns_and_the_baseline_does_not():
 
 
 def test_evaluate_counts_whole_sequences():
-    class Parrot:
+    class Parrot(keras.layers.Layer):
         """Repeats the input up to step 2 and zeros after, but errs in step 1 of every fourth."""
 
-        def predict_on_batch(self, X):
-            y = np.zeros_like(X)
-            y[:, :2] = X[:, :2]
-            y[:, 2:, 0] = 1
-            y[::4, 0] = np.roll(y[::4, 0], 1, axis=-1)
-            return y
+        def call(self, X):
+            first = tf.roll(X[:, :1], 1, axis=-1)
+            fourth = (tf.range(tf.shape(X)[0]) % 4 == 0)[:, None, None]
+            first = tf.where(fourth, first, X[:, :1])
+            zeros = tf.one_hot(tf.zeros(tf.shape(X[:, 2:])[:2], "int32"), 50)
+            return tf.concat([first, X[:, 1:2], zeros], axis=1)
 
-    assert evaluate(Parrot(), 5, 2, 50, n_eval=100) == 75
-    assert evaluate(Parrot(), 5, 2, 50, n_eval=7) == pytest.approx(100 * 5 / 7)
+    parrot = keras.Sequential([keras.Input((5, 50)), Parrot()])
+    assert evaluate(parrot, 5, 2, 50, n_eval=100) == 75
+    assert evaluate(parrot, 5, 2, 50, n_eval=7) == pytest.approx(100 * 5 / 7)
+
+
+def test_the_picture_of_long_sequences_has_bounds(tmp_path):
+    sizes = []
+    for n_steps in (20, 400):
+        values = [list(range(n_steps))] * 4
+        weights = np.random.default_rng(0).random((4, n_steps, n_steps))
+        plot_weights(tmp_path / "picture.png", values, values, weights)
+        header = (tmp_path / "picture.png").read_bytes()[16:24]
+        sizes.append([int.from_bytes(header[:4], "big"), int.from_bytes(header[4:], "big")])
+    assert sizes[0] == sizes[1] and max(sizes[0]) < 5000
 
 
 def run_script(name, *flags, **kwargs):
@@ -159,8 +258,38 @@ def test_as_a_script(name, tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
     else:
         assert len(lines) == 11
-    assert run_script(name, *TINY, cwd=tmp_path).stdout == run.stdout  # the same seed
-    assert run_script(name, *TINY, "--seed", "1", cwd=tmp_path).stdout != run.stdout
+    if name == "baseline.py":
+        assert run_script(name, *TINY, cwd=tmp_path).stdout == run.stdout  # the same seed
+        assert run_script(name, *TINY, "--seed", "1", cwd=tmp_path).stdout != run.stdout
+
+
+def test_a_fatal_error_of_tensorflow_is_told(tmp_path):
+    env = {**os.environ, "XLA_FLAGS": "--xla_bogus_flag=1"}
+    run = run_script("baseline.py", *TINY, cwd=tmp_path, env=env)
+    assert run.returncode != 0
+    assert "Unknown flag in XLA_FLAGS: --xla_bogus_flag=1" in run.stderr
+
+
+def test_a_crash_at_the_import_is_told(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("import os; os.abort()")
+    (tmp_path / "keras.py").write_text("")
+    run = run_script("baseline.py", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert run.returncode != 0 and "Fatal Python error: Aborted" in run.stderr
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('no such thing')")
+    run = run_script("baseline.py", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert run.returncode == 1 and run.stderr.endswith("ImportError: no such thing\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX")
+@pytest.mark.parametrize("name", ["data_prep.py", "attention.py"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_streams(closed, name, tmp_path):
+    flags = TINY if name == "attention.py" else []
+    shell = " ".join([sys.executable, f"'{ROOT / name}'", *flags, closed])
+    env = {**os.environ, "PYTHONIOENCODING": "cp932"}
+    run = subprocess.run(shell, shell=True, capture_output=True, cwd=tmp_path, env=env)
+    assert run.returncode == 0 and not run.stderr
+    assert (tmp_path / "results" / "attention.png").exists() == (name == "attention.py")
 
 
 def test_who_asks_for_the_log_gets_it(tmp_path):
@@ -182,23 +311,34 @@ def test_who_asks_for_the_log_gets_it(tmp_path):
         (["--n-units", "many"], "argument --n-units: invalid int value: 'many'"),
     ],
 )
-def test_bad_flags(flags, message):
-    # All scripts check alike; baseline.py and attention.py first take seconds to load TensorFlow.
-    scripts = ["compare.py", "baseline.py", "attention.py"]
-    for name in scripts if "--n-timesteps-out" in flags else scripts[:1]:
-        run = run_script(name, *flags)
-        assert run.returncode == 2
-        assert run.stderr == f"{name}: {message}\n"
+def test_bad_flags(flags, message, monkeypatch, capsys):
+    for script in (baseline, attention, compare):
+        name = f"{script.__name__}.py"
+        assert refusal(script, flags, monkeypatch, capsys) == f"{name}: {message}\n"
 
 
-@pytest.mark.parametrize("name", ["attention.py", "compare.py"])
-def test_an_output_folder_that_cannot_be(name, tmp_path):
+def test_a_bad_flag_as_a_user_sees_it():
+    run = run_script("baseline.py", "--n-updates", "-2")
+    message = "baseline.py: n_updates must be at least 1, got -2\n"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", message)
+
+
+def refusal(script, flags, monkeypatch, capsys):
+    """Returns what the script says as it ends with status 2, without another start of Python."""
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *flags])
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", [attention, compare])
+def test_an_output_folder_that_cannot_be(script, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
-    for output in (tmp_path / "file", tmp_path / "file" / "folder", "/proc/results"):
-        run = run_script(name, "--output", output)
-        assert run.returncode == 2
-        assert run.stderr.startswith(f"{name}: output must be a folder")
-        assert str(output) in run.stderr and run.stderr.count("\n") == 1
+    for output in (str(tmp_path / "file"), str(tmp_path / "file" / "folder"), "/proc/results"):
+        error = refusal(script, ["--output", output], monkeypatch, capsys)
+        start = f"{script.__name__}.py: output must be a folder that can be written to, got "
+        assert error.startswith(start + repr(output)) and error.count("\n") == 1
 
 
 def test_bad_arguments():
@@ -214,8 +354,65 @@ def test_bad_arguments():
         train(model, X, y[:3])
     with pytest.raises(ValueError, match="n_pairs must be at least 1, got 0"):
         train(model, X[:0], y[:0])
-    with pytest.raises(ValueError, match="model must be compiled, got 'raw'"):
-        train(keras.Sequential([keras.Input((2, 6))], name="raw"), X, y)
+    raw = keras.Sequential([keras.Input((2, 6)), keras.layers.Dense(6)], name="raw")
+    with pytest.raises(ValueError, match="compiled with Adam, got 'raw' with no optimizer"):
+        train(raw, X, y)
     with pytest.raises(ValueError, match="n_out must be at most n_in"):
         evaluate(model, 2, 3, 6)
     assert one_hot_decode(y)[0][1] == 0
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (keras.optimizers.SGD, "Adam, got 'model' with SGD"),
+        (keras.optimizers.AdamW, "Adam, got 'model' with AdamW"),
+        (lambda: keras.optimizers.Adam(amsgrad=True), "a plain Adam, got amsgrad=True"),
+        (lambda: keras.optimizers.Adam(clipnorm=1.0), "a plain Adam, got clipnorm=1.0"),
+        (lambda: keras.optimizers.Adam(weight_decay=0.1), "a plain Adam, got weight_decay=0.1"),
+        (lambda: keras.optimizers.Adam(use_ema=True), "a plain Adam, got use_ema=True"),
+        (lambda: keras.optimizers.Adam(loss_scale_factor=8.0), "got loss_scale_factor=8.0"),
+        (
+            lambda: keras.optimizers.Adam(gradient_accumulation_steps=2),
+            "got gradient_accumulation_steps=2",
+        ),
+        (
+            lambda: keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 9)),
+            "a plain Adam, got learning_rate=",
+        ),
+    ],
+)
+def test_train_refuses_what_it_cannot_do_as_keras(optimizer, message):
+    model = keras.Sequential([keras.Input((2, 6)), keras.layers.Dense(6)], name="model")
+    model.compile(optimizer(), "mse")
+    with pytest.raises(ValueError, match=message):
+        train(model, *get_pairs(4, 2, 1, 6))
+    assert not model.optimizer.built
+
+
+def test_train_refuses_other_precisions_other_steps_and_other_weights():
+    X, y = get_pairs(4, 2, 1, 6)
+    for dtype in ("float64", "mixed_float16", "mixed_bfloat16"):
+        layer = keras.layers.Dense(6, dtype=dtype, name="dense")
+        model = keras.Sequential([keras.Input((2, 6)), layer])
+        model.compile("adam", "mse")
+        compute = layer.compute_dtype
+        with pytest.raises(ValueError, match=f"float32, got 'dense' in {compute}"):
+            train(model, X, y)
+
+    class Model(keras.Sequential):
+        def train_step(self, data):
+            return super().train_step(data)
+
+    model = Model([keras.Input((2, 6)), keras.layers.Dense(6)])
+    model.compile("adam", "mse")
+    with pytest.raises(ValueError, match="Keras' own train_step, got that of .*Model"):
+        train(model, X, y)
+
+    layer = keras.layers.Dense(6)
+    model = keras.Sequential([keras.Input((2, 6)), keras.layers.Dense(6), layer])
+    model.compile("adam", "mse")
+    train(model, X, y)
+    layer.trainable = False
+    with pytest.raises(ValueError, match="model must be compiled again"):
+        train(model, X, y)
