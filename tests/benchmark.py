@@ -1,6 +1,6 @@
 """How fast it is, by hand: `.venv/bin/python tests/benchmark.py`. A few minutes, on one core first.
 
-Prints, as medians, the time of an update of the article's models made in three ways, and the time
+Prints, as medians, the time of an update of the article's models made in four ways, and the time
 of a training step, the time to compile and the peak memory of the layer for longer sequences. Every
 line of the layer's table is measured in a process of its own.
 """
@@ -15,9 +15,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from data_prep import available_cores, get_pairs  # noqa: E402
+from compare import MODELS, available_cores, get_pairs, keras, train  # noqa: E402
+from attention_decoder import AttentionDecoder  # noqa: E402
 
 
 def median_seconds(function, repeats):
@@ -30,12 +33,9 @@ def median_seconds(function, repeats):
 
 
 def updates(repeats: int) -> dict:
-    """Milliseconds an update of both models: the article's loop, train_on_batch and train."""
-    from attention import attention_model
-    from baseline import baseline_model, train
-
+    """Milliseconds an update of both models: the article's loop, Keras' faster ways and train."""
     result = {}
-    for make_model in (baseline_model, attention_model):
+    for make_model in MODELS.values():
         X, y = get_pairs(2000, 5, 2, 50)
 
         def article(model, X=X, y=y, n=20):
@@ -46,12 +46,18 @@ def updates(repeats: int) -> dict:
             for i in range(n):
                 model.train_on_batch(X[i : i + 1], y[i : i + 1])
 
+        def fit_all(model, X=X, y=y):
+            if model.steps_per_execution == 1:
+                model.compile("adam", model.loss, steps_per_execution=500, jit_compile=True)
+            model.fit(X, y, batch_size=1, shuffle=False, verbose=0)
+
         def ours(model, X=X, y=y):
             train(model, X, y)
 
         for name, function, n in (
             ("the article's loop, model.fit on each pair", article, 20),
             ("model.train_on_batch on each pair", on_batch, 200),
+            ("model.fit on all pairs, steps_per_execution=500, XLA", fit_all, 2000),
             ("train", ours, 2000),
         ):
             model = make_model(5, 50)
@@ -63,8 +69,6 @@ def updates(repeats: int) -> dict:
 
 def python_loop(layer, encoded):
     """The equations in a plain Python loop over the steps, for comparison."""
-    from baseline import keras
-
     ops = keras.ops
     s = ops.tanh(ops.matmul(encoded[:, 0], layer.W_s))
     y = ops.zeros_like(ops.matmul(s, layer.U_o))
@@ -89,10 +93,6 @@ def python_loop(layer, encoded):
 
 def layer_step(T: int, how: str, jit_compile: bool, repeats: int) -> dict:
     """One training step of the layer alone: batch 32, T steps in and out, 150 units, 50 outputs."""
-    import numpy as np
-
-    from baseline import keras  # first: it keeps TensorFlow's start-up log away
-    from attention_decoder import AttentionDecoder
 
     class PythonLoop(AttentionDecoder):
         def call(self, encoded, targets=None):
