@@ -178,9 +178,8 @@ def test_the_files(unbroken):
         np.testing.assert_allclose(table[:, 2 + 2 * column], losses.std(axis=0, ddof=1))
 
 
-@pytest.mark.parametrize("jobs", ["1", "16"])
-def test_any_number_of_jobs_gives_the_same(jobs, unbroken, tmp_path):
-    finished = run(tmp_path / "results", "--jobs", jobs)
+def test_any_number_of_jobs_gives_the_same(unbroken, tmp_path):
+    finished = run(tmp_path / "results", "--jobs", "16")
     assert finished.returncode == 0
     assert numbers(tmp_path / "results") == numbers(unbroken[0])
 
@@ -263,7 +262,7 @@ def test_killed_and_resumed_equals_unbroken(unbroken, tmp_path):
     assert 3 <= len(finished) < 2 * REPEATS
     (output / "unfinished.json").write_text('{"settings": {')  # killed while writing
 
-    resumed = run(output, "--resume")
+    resumed = run(output, "--resume", "--jobs", "1")
     assert resumed.returncode == 0, resumed.stderr
     assert numbers(output) == numbers(unbroken[0])
     articles_part = 2 * (REPEATS + 3)
