@@ -131,6 +131,8 @@ class AttentionDecoder(keras.layers.Layer):
         *,
         output_length=None,
         output_activation="softmax",
+        feedback=None,
+        embedding_dim=None,
         unroll=False,
         kernel_initializer="glorot_uniform",
         recurrent_initializer="orthogonal",
@@ -148,10 +150,10 @@ class AttentionDecoder(keras.layers.Layer):
         self.output_dim = _positive_integer("output_dim", output_dim)
         self.activation = keras.activations.get(activation)
         self.return_probabilities = return_probabilities
-        if output_length is not None:
-            output_length = _positive_integer("output_length", output_length)
-        self.output_length = output_length
+        self.output_length = _positive_integer("output_length", output_length, optional=True)
         self.output_activation = keras.activations.get(output_activation)
+        self.feedback = _feedback(feedback)
+        self.embedding_dim = _positive_integer("embedding_dim", embedding_dim, optional=True)
         self.unroll = unroll
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.recurrent_initializer = keras.initializers.get(recurrent_initializer)
@@ -165,21 +167,28 @@ class AttentionDecoder(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, encoded_shape, targets_shape=None):
-        self._steps_out(encoded_shape, targets_shape)
+        self._check_encoded(encoded_shape)
         D, u, o = encoded_shape[-1], self.units, self.output_dim
+        m = self.embedding_dim or o
 
         def weight(name, shape, kind):
             initializer = getattr(self, f"{kind}_initializer")
             if isinstance(initializer, keras.initializers.Initializer):
                 initializer = initializer.clone()  # one object would draw the same numbers again
-            return self.add_weight(
-                name=name,
-                shape=shape,
-                initializer=initializer,
-                regularizer=getattr(self, f"{kind}_regularizer"),
-                constraint=getattr(self, f"{kind}_constraint"),
-                autocast=name != "V_a",  # the scores stay in float32 under mixed precision
-            )
+            try:
+                return self.add_weight(
+                    name=name,
+                    shape=shape,
+                    initializer=initializer,
+                    regularizer=getattr(self, f"{kind}_regularizer"),
+                    constraint=getattr(self, f"{kind}_constraint"),
+                    autocast=name != "V_a",  # the scores stay in float32 under mixed precision
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"{kind}_initializer must be able to make {name} of shape {shape}, as "
+                    f"'glorot_uniform' and 'zeros' are, got {initializer}: {error}"
+                ) from error
 
         self.V_a = weight("V_a", (u,), "kernel")
         self.W_a = weight("W_a", (u, u), "kernel")
@@ -187,21 +196,23 @@ class AttentionDecoder(keras.layers.Layer):
         self.b_a = weight("b_a", (u,), "bias")
         self.C_r = weight("C_r", (D, u), "recurrent")
         self.U_r = weight("U_r", (u, u), "recurrent")
-        self.W_r = weight("W_r", (o, u), "recurrent")
+        self.W_r = weight("W_r", (m, u), "recurrent")
         self.b_r = weight("b_r", (u,), "bias")
         self.C_z = weight("C_z", (D, u), "recurrent")
         self.U_z = weight("U_z", (u, u), "recurrent")
-        self.W_z = weight("W_z", (o, u), "recurrent")
+        self.W_z = weight("W_z", (m, u), "recurrent")
         self.b_z = weight("b_z", (u,), "bias")
         self.C_p = weight("C_p", (D, u), "recurrent")
         self.U_p = weight("U_p", (u, u), "recurrent")
-        self.W_p = weight("W_p", (o, u), "recurrent")
+        self.W_p = weight("W_p", (m, u), "recurrent")
         self.b_p = weight("b_p", (u,), "bias")
         self.C_o = weight("C_o", (D, o), "recurrent")
         self.U_o = weight("U_o", (u, o), "recurrent")
-        self.W_o = weight("W_o", (o, o), "recurrent")
+        self.W_o = weight("W_o", (m, o), "recurrent")
         self.b_o = weight("b_o", (o,), "bias")
         self.W_s = weight("W_s", (D, u), "recurrent")
+        if self.embedding_dim is not None:
+            self.E = weight("E", (o, m), "kernel")
 
     def call(
         self,
@@ -210,49 +221,52 @@ class AttentionDecoder(keras.layers.Layer):
         mask=None,
         return_attention_scores=False,
         encoded_mask=None,
+        output_length=None,
     ):
         mask = encoded_mask if mask is None else mask
-        steps_out = self._steps_out(encoded.shape, _shape(targets), _shape(mask))
-        h = ops.cast(encoded, self.compute_dtype)  # (B, Tin, D)
-        h_1 = h[:, 0]  # (B, D)
-        if mask is not None:
-            mask = ops.cast(mask, "bool")  # (B, Tin)
-            h = ops.where(mask[:, :, None], h, 0)  # clears even a NaN
-            first = ops.cumsum(ops.cast(mask, "int32"), axis=1) == 1  # and padding after it: 0
-            h_1 = ops.sum(ops.where(first[:, :, None], h, 0), axis=1)
-
-        # s_0 = tanh(h_1 W_s)   y_0 = 0
-        s_0 = ops.tanh(ops.matmul(h_1, self.W_s))  # (B, u)
-        y_0 = ops.zeros((ops.shape(h)[0], self.output_dim), dtype=h.dtype)  # (B, o)
-        # k_j = h_j U_a + b_a
-        k = ops.matmul(h, self.U_a) + self.b_a  # (B, Tin, u)
-
-        # Matrices that multiply the same vector are joined, once per sequence: one product a step.
-        U = ops.concatenate([self.W_a, self.U_r, self.U_z, self.U_o], axis=1)  # (u, 3u + o)
-        W = ops.concatenate([self.W_r, self.W_z, self.W_p, self.W_o], axis=1)  # (o, 3u + o)
-        C = ops.concatenate([self.C_r, self.C_z, self.C_p, self.C_o], axis=1)  # (D, 3u + o)
-        b = ops.concatenate([self.b_r, self.b_z, self.b_p, self.b_o])  # (3u + o,)
+        steps_out = self._steps_out(encoded, targets, mask, output_length)
+        y, s, memory = self.start(encoded, mask)
+        if steps_out is None and targets is None:
+            steps_out = ops.shape(encoded)[1]
+        x = (
+            self._cast(ops.zeros_like(y))
+            if self.embedding_dim is None
+            else ops.zeros((ops.shape(y)[0], self.embedding_dim), dtype=y.dtype)
+        )
+        weights = self._joined_weights()
         with_scores = return_attention_scores or self.return_probabilities
 
-        def step(target, states):
-            y, s = states
-            y, s, alpha = self.step(y if targets is None else target, s, h, k, mask, U, W, C, b)
-            return ops.concatenate([y, alpha], axis=-1) if with_scores else y, [y, s]
-
-        # What the steps are fed: the target of the step before, or nothing but their number.
-        steps_out = ops.shape(h)[1] if steps_out is None else steps_out
         if targets is None:
-            fed = ops.zeros((ops.shape(h)[0], steps_out, 1), dtype=h.dtype)
+            fed = ops.zeros(
+                (ops.shape(y)[0], steps_out, 1), dtype=y.dtype
+            )  # for their number alone
         else:
-            before = ops.cast(targets[:, : steps_out - 1], h.dtype)
-            before = ops.reshape(before, (ops.shape(h)[0], steps_out - 1, self.output_dim))
-            fed = ops.concatenate([y_0[:, None], before], axis=1)
-        cell = _Cell(step, [self.output_dim, self.units], self.compute_dtype)
-        loop = keras.layers.RNN(
-            cell, return_sequences=True, unroll=self.unroll, dtype=self.compute_dtype, name="loop"
-        )
-        outputs = loop(fed, initial_state=[y_0, s_0])  # (B, Tout, o) or (B, Tout, o + Tin)
-        del cell.call  # a cycle of references would keep the batch alive until garbage collection
+            with keras.name_scope("targets_must_fit_encoded_and_output_length"):
+                fed = ops.concatenate([x[:, None], self._embed(targets)], axis=1)[:, :-1]
+                if steps_out is not None and fed.shape[1] is None:
+                    fed = ops.reshape(fed, (ops.shape(fed)[0], steps_out, fed.shape[2]))
+
+        def step(fed, states):
+            x, s = states
+            y, s, alpha = self._step(x if targets is None else fed, s, memory, weights)
+            x = self._feed(y) if targets is None else x
+            return ops.concatenate([y, alpha], axis=-1) if with_scores else y, [x, s]
+
+        if self.unroll or keras.backend.backend() == "torch":
+            outputs, states = [], [x, s]
+            for t in range(steps_out):
+                output, states = step(fed[:, t], states)
+                outputs.append(output)
+            outputs = ops.stack(outputs, axis=1)
+        else:
+            cell = _Cell(step, [x.shape[-1], self.units], self.compute_dtype)
+            loop = keras.layers.RNN(
+                cell, return_sequences=True, dtype=self.compute_dtype, name="loop"
+            )
+            outputs = loop(fed, initial_state=[x, s])  # (B, Tout, o) or (B, Tout, o + Tin)
+            del (
+                cell.call
+            )  # a cycle of references would keep the batch alive until garbage collection
         if not with_scores:
             return outputs
         outputs, scores = outputs[..., : self.output_dim], outputs[..., self.output_dim :]
@@ -260,42 +274,119 @@ class AttentionDecoder(keras.layers.Layer):
             outputs = scores
         return (outputs, scores) if return_attention_scores else outputs
 
-    def step(self, y, s, h, k, mask, U, W, C, b):
-        """One step of the equations: from y_{t-1} and s_{t-1} to y_t, s_t and α_t."""
+    def start(self, encoded, mask=None):
+        self._steps_out(encoded, None, mask)
+        if not self.built:
+            self.build(encoded.shape)
+        h = ops.cast(encoded, self.compute_dtype)  # (B, Tin, D)
+        h_1 = h[:, 0]  # (B, D)
+        if mask is not None:
+            mask = ops.cast(mask, "bool")  # (B, Tin)
+            if None in (*h.shape, *mask.shape):
+                with keras.name_scope("mask_must_have_the_steps_of_encoded"):
+                    mask = ops.expand_dims(ops.cast(mask, h.dtype), 2)
+                    mask = ops.concatenate([mask, ops.zeros_like(h[:, :, :1])], axis=2)[:, :, 0]
+                    mask = ops.cast(mask, "bool")
+            h = ops.where(mask[:, :, None], h, 0)  # clears even a NaN
+            first = ops.cumsum(ops.cast(mask, "int32"), axis=1) == 1  # and padding after it: 0
+            h_1 = ops.sum(ops.where(first[:, :, None], h, 0), axis=1)
+        # s_0 = tanh(h_1 W_s)   y_0 = 0
+        s_0 = ops.tanh(ops.matmul(h_1, self._cast(self.W_s)))  # (B, u)
+        y_0 = ops.zeros((ops.shape(h)[0], self.output_dim), dtype=h.dtype)  # (B, o)
+        # k_j = h_j U_a + b_a
+        k = ops.matmul(h, self._cast(self.U_a)) + self._cast(self.b_a)  # (B, Tin, u)
+        return y_0, s_0, (h, k) if mask is None else (h, k, mask)
+
+    def step(self, y, s, memory):
+        if _are_ids("y", y, 1) or self.feedback is None:
+            x = self._embed(y)
+        else:
+            y = ops.cast(y, self.compute_dtype)
+            is_y_0 = ops.all(ops.equal(y, 0), axis=-1, keepdims=True)
+            x = ops.where(is_y_0, 0, self._feed(y))
+        return self._step(x, ops.cast(s, self.compute_dtype), memory, self._joined_weights())
+
+    def _feed(self, y):
+        if self.feedback == "argmax":
+            y = ops.argmax(y, axis=-1)
+        elif self.feedback is not None:
+            y = self.feedback(y)
+        return self._embed(y)
+
+    def _embed(self, y):
+        ids = keras.backend.is_int_dtype(y.dtype)
+        if self.embedding_dim is None:
+            return (
+                ops.one_hot(y, self.output_dim, dtype=self.compute_dtype) if ids else self._cast(y)
+            )
+        E = self._cast(self.E)
+        return ops.take(E, y, axis=0) if ids else ops.matmul(self._cast(y), E)
+
+    def _joined_weights(self):
+        """Matrices that multiply the same vector, joined: one product a step."""
+
+        def joined(*weights):
+            return self._cast(ops.concatenate(weights, axis=-1))
+
+        return (
+            joined(self.W_a, self.U_r, self.U_z, self.U_o),  # (u, 3u + o)
+            joined(self.W_r, self.W_z, self.W_p, self.W_o),  # (m, 3u + o)
+            joined(self.C_r, self.C_z, self.C_p, self.C_o),  # (D, 3u + o)
+            joined(self.b_r, self.b_z, self.b_p, self.b_o),  # (3u + o,)
+            self._cast(self.U_p),
+        )
+
+    def _cast(self, tensor):
+        return ops.cast(tensor, self.compute_dtype)
+
+    def _split(self, joined):
         u = self.units
-        s_a, s_r, s_z, s_o = ops.split(ops.matmul(s, U), [u, 2 * u, 3 * u], axis=-1)
+        return (
+            joined[..., :u],
+            joined[..., u : 2 * u],
+            joined[..., 2 * u : 3 * u],
+            joined[..., 3 * u :],
+        )
+
+    def _step(self, x, s, memory, weights):
+        """One step of the equations: from x_t and s_{t-1} to y_t, s_t and α_t."""
+        h, k, *mask = memory
+        U, W, C, b, U_p = weights
+        sW_a, sU_r, sU_z, sU_o = self._split(ops.matmul(s, U))
         # e_tj = tanh(s_{t-1} W_a + k_j) · V_a
         scores = _scores if self.unroll else _remat(_scores)
-        e = scores(s_a, k, ops.expand_dims(self.V_a, 1))  # (B, Tin)
+        e = scores(sW_a, k, ops.expand_dims(self.V_a, 1))  # (B, Tin)
         # α_t = softmax over j of e_t
-        if mask is not None:
-            e = ops.where(mask, e, -3.4e38)  # about the least float32
-        alpha = ops.softmax(e, axis=-1)
-        if mask is not None:
-            alpha = ops.where(mask, alpha, 0)  # a sample that is all padding attends to nothing
+        if mask:
+            e = ops.where(mask[0], e, -3.4e38)  # about the least float32
+        alpha = ops.softmax(e, axis=-1) if e.shape[-1] != 1 else ops.exp(e - e)
+        if mask:
+            alpha = ops.where(mask[0], alpha, 0)  # a sample that is all padding attends to nothing
         alpha = ops.cast(alpha, h.dtype)
         # c_t = Σ_j α_tj h_j
         c = ops.squeeze(ops.matmul(ops.expand_dims(alpha, 1), h), 1)  # (B, D)
-        x = ops.matmul(y, W) + ops.matmul(c, C) + b
-        x_r, x_z, x_p, x_o = ops.split(x, [u, 2 * u, 3 * u], axis=-1)
-        # r_t = σ(y_{t-1} W_r + s_{t-1} U_r + c_t C_r + b_r)
-        r = ops.sigmoid(x_r + s_r)  # (B, u)
-        # z_t = σ(y_{t-1} W_z + s_{t-1} U_z + c_t C_z + b_z)
-        z = ops.sigmoid(x_z + s_z)  # (B, u)
-        # p_t = activation(y_{t-1} W_p + (r_t ∘ s_{t-1}) U_p + c_t C_p + b_p)
-        p = self.activation(x_p + ops.matmul(r * s, self.U_p))  # (B, u)
-        # y_t = output_activation(y_{t-1} W_o + s_{t-1} U_o + c_t C_o + b_o)
-        y = self.output_activation(x_o + s_o)  # (B, o)
+        # i_g = x_t W_g + c_t C_g + b_g for each g of r, z, p, o
+        i_r, i_z, i_p, i_o = self._split(ops.matmul(x, W) + ops.matmul(c, C) + b)
+        # r_t = σ(i_r + s_{t-1} U_r)
+        r = ops.sigmoid(i_r + sU_r)  # (B, u)
+        # z_t = σ(i_z + s_{t-1} U_z)
+        z = ops.sigmoid(i_z + sU_z)  # (B, u)
+        # p_t = activation(i_p + (r_t ∘ s_{t-1}) U_p)
+        p = self.activation(i_p + ops.matmul(r * s, U_p))  # (B, u)
+        # y_t = output_activation(i_o + s_{t-1} U_o)
+        y = self.output_activation(i_o + sU_o)  # (B, o)
         # s_t = (1 - z_t) ∘ s_{t-1} + z_t ∘ p_t
         return y, (1 - z) * s + z * p, alpha
 
     def compute_mask(self, inputs, previous_mask):
         return None  # the input's mask says nothing about the output steps
 
-    def compute_output_shape(self, encoded_shape, targets_shape=None, mask_shape=None):
-        steps_out = self._steps_out(encoded_shape, targets_shape, mask_shape)
-        width = encoded_shape[1] if self.return_probabilities else self.output_dim
-        return (encoded_shape[0], steps_out, width)
+    def compute_output_shape(self, encoded_shape, targets_shape=None):
+        encoded, targets = (
+            shape and keras.KerasTensor(shape, dtype="int32" if len(shape) == 2 else "float32")
+            for shape in (encoded_shape, targets_shape)
+        )
+        return self.compute_output_spec(encoded, targets).shape
 
     def compute_output_spec(
         self,
@@ -304,46 +395,89 @@ class AttentionDecoder(keras.layers.Layer):
         mask=None,
         return_attention_scores=False,
         encoded_mask=None,
+        output_length=None,
     ):
         mask = encoded_mask if mask is None else mask
-        shape = self.compute_output_shape(encoded.shape, _shape(targets), _shape(mask))
-        outputs = keras.KerasTensor(shape, dtype=self.compute_dtype)
-        if not return_attention_scores:
-            return outputs
-        return outputs, keras.KerasTensor((*shape[:2], encoded.shape[1]), dtype=self.compute_dtype)
+        steps_out = self._steps_out(encoded, targets, mask, output_length)
+        B, T_in = encoded.shape[:2]
+        outputs = keras.KerasTensor((B, steps_out, self.output_dim), dtype=self.compute_dtype)
+        scores = keras.KerasTensor((B, steps_out, T_in), dtype=self.compute_dtype)
+        if self.return_probabilities:
+            outputs = scores
+        return (outputs, scores) if return_attention_scores else outputs
 
-    def _steps_out(self, encoded_shape, targets_shape=None, mask_shape=None):
-        """T_out, or None where it is not known; raises ValueError for shapes that do not fit."""
-        if len(encoded_shape) != 3 or encoded_shape[-1] is None:
+    def _check_encoded(self, shape):
+        if len(shape) and isinstance(shape[0], (list, tuple)):
+            raise ValueError(
+                "encoded must be one tensor; targets are an argument of their own: "
+                "layer(encoded, targets)"
+            )
+        if len(shape) != 3 or shape[-1] is None:
             raise ValueError(
                 "encoded must have the shape (batch, time steps, features) with a known number of "
-                f"features, got {tuple(encoded_shape)}"
+                f"features, got {tuple(shape)}"
             )
-        if self.built and encoded_shape[-1] != self.W_s.shape[0]:
+        if self.built and shape[-1] != self.W_s.shape[0]:
             raise ValueError(
                 f"encoded must have the {self.W_s.shape[0]} features that the layer was built for, "
-                f"got {tuple(encoded_shape)}"
+                f"got {tuple(shape)}"
             )
-        steps_out = self.output_length or encoded_shape[1]
-        for name, shape, right in (
-            ("targets", targets_shape, (encoded_shape[0], steps_out, self.output_dim)),
-            ("mask", mask_shape, tuple(encoded_shape[:2])),
-        ):
-            if shape is not None and not _fits(shape, right):
-                raise ValueError(f"{name} must have the shape {right}, got {tuple(shape)}")
+
+    def _steps_out(self, encoded, targets=None, mask=None, output_length=None):
+        """T_out, or None where it is not known; raises ValueError for what does not fit."""
+        if isinstance(encoded, (list, tuple)):
+            raise ValueError(
+                "encoded must be one tensor; targets are an argument of their own: "
+                "layer(encoded, targets)"
+            )
+        for name, value in (("targets", targets), ("mask", mask)):
+            if isinstance(value, (list, tuple)):
+                raise ValueError(
+                    f"{name} must be an array or a tensor, got a {type(value).__name__}: "
+                    f"numpy.array({name}) makes it one"
+                )
+        self._check_encoded(encoded.shape)
+        B, T_in, _ = encoded.shape
+        steps_out = (
+            _positive_integer("output_length", output_length, optional=True) or self.output_length
+        )
+        if targets is not None:
+            right = (
+                (B, steps_out)
+                if _are_ids("targets", targets, 2)
+                else (B, steps_out, self.output_dim)
+            )
+            if not _fits(targets.shape, right):
+                raise ValueError(
+                    f"targets must have the shape {right}, got {tuple(targets.shape)}, output_length={steps_out}"
+                )
+            steps_out = steps_out or targets.shape[1]
+        elif steps_out is None:
+            steps_out = T_in
+        if mask is not None and not _fits(mask.shape, (B, T_in)):
+            raise ValueError(f"mask must have the shape {(B, T_in)}, got {tuple(mask.shape)}")
         if self.unroll and steps_out is None:
             raise ValueError(
                 "unroll=True needs a known number of output steps: give output_length, or encoded "
-                f"with a known number of time steps, got {tuple(encoded_shape)}"
+                f"with a known number of time steps, got {tuple(encoded.shape)}"
             )
         return steps_out
 
     def get_config(self):
         config = super().get_config()
-        for name in ("units", "output_dim", "return_probabilities", "output_length", "unroll"):
+        for name in (
+            "units",
+            "output_dim",
+            "return_probabilities",
+            "output_length",
+            "embedding_dim",
+            "unroll",
+        ):
             config[name] = getattr(self, name)
-        for name in ("activation", "output_activation"):
-            config[name] = keras.activations.serialize(getattr(self, name))
+        for name in ("activation", "output_activation", "feedback"):
+            value = getattr(self, name)
+            keep = value is None or isinstance(value, str)
+            config[name] = value if keep else keras.activations.serialize(value)
         for kind in ("kernel", "recurrent", "bias"):
             for part in ("initializer", "regularizer", "constraint"):
                 serialize = getattr(keras, f"{part}s").serialize
@@ -376,19 +510,37 @@ def _scores(s_a, k, V_a):
     return ops.squeeze(ops.matmul(tanh, ops.cast(V_a, dtype)), 2)  # (B, Tin)
 
 
-def _shape(tensor):
-    return None if tensor is None else tensor.shape
+def _are_ids(name, y, rank):
+    """Whether y are ids, integers of this rank, and not vectors."""
+    ids = keras.backend.is_int_dtype(y.dtype)
+    if len(y.shape) != (rank if ids else rank + 1):
+        raise ValueError(
+            f"{name} must be ids, integers of rank {rank}, or vectors, floats of rank {rank + 1}, "
+            f"got {keras.backend.standardize_dtype(y.dtype)} of shape {tuple(y.shape)}"
+        )
+    return ids
 
 
 def _fits(shape, right):
     """Whether two shapes are the same as far as they are known."""
     return len(shape) == len(right) and all(
-        a == b or a is None or b is None for a, b in zip(shape, right, strict=True)
+        a == b or a is None or b is None for a, b in zip(shape, right)
     )
 
 
-def _positive_integer(name, value):
+def _feedback(value):
     try:
+        return value if value in (None, "argmax") else keras.activations.get(value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"feedback must be None, 'argmax' or an activation's name or function, got {value!r}"
+        ) from None
+
+
+def _positive_integer(name, value, optional=False):
+    try:
+        if optional and value is None:
+            return None
         if not isinstance(value, bool) and value.__index__() >= 1:
             return value.__index__()
     except (AttributeError, TypeError):
