@@ -73,7 +73,8 @@ class AttentionDecoder(keras.layers.Layer):
     Call arguments:
         encoded: The encoder's outputs, (batch, T_in, D). Batch and T_in may be unknown.
         targets: Vectors (batch, T_out, o) or ids, integers (batch, T_out), as good as their one-hot
-            vectors. If given, a step is fed the target of the step before (teacher forcing).
+            vectors. If given, a step is fed the target of the step before (teacher forcing). In an
+            eager call, Keras before 3.4 turns NumPy's integers into floats: make them a tensor.
         mask: Boolean (batch, T_in), False at padding. Padded steps get weight 0, whatever stands in
             them, and s_0 is made from the first step that is not padded. By default the mask
             that comes with `encoded`. The outputs carry no mask.
@@ -414,8 +415,8 @@ class AttentionDecoder(keras.layers.Layer):
         is_list = any(isinstance(part, (list, tuple)) for part in shape)
         if is_list or len(shape) != 3 or shape[-1] is None or D not in (None, shape[-1]):
             raise ValueError(
-                f"encoded must have the shape (batch, time steps, {D or 'a known number'}), got "
-                f"{tuple(shape)}" + is_list * ": call layer(encoded, targets)"
+                f"encoded must have the shape (batch, time steps, {D or 'a known number'}), "
+                f"got {tuple(shape)}" + (": call layer(encoded, targets)" if is_list else "")
             )
 
     def get_config(self):

@@ -223,13 +223,13 @@ def test_both_activations_are_used():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("forced", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_gradients_equal_finite_differences(masked, forced, mode):
-    layer, w = random_layer(output_length=3, dtype="float64")
-    x = random_input()
-    mask = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]], bool) if masked else None
-    targets = random_input(T=3, D=5, seed=2) if forced else None
+@pytest.mark.parametrize("unroll, fed", [(False, None), (True, None), (False, "ids")])
+def test_gradients_equal_finite_differences(fed, unroll, mode):
+    kwargs = {"embedding_dim": 3, "feedback": "softmax", "output_activation": "linear"}
+    layer, w = random_layer(output_length=3, unroll=unroll, dtype="float64", **kwargs)
+    x, mask = random_input(), MASK
+    targets = IDS[:, :3] if fed else None
+    vectors = np.eye(5)[targets] if fed else None
     factors = random_input(T=3, D=9, seed=3)  # makes the loss depend on every output and score
 
     def loss(layer, x):
@@ -244,7 +244,9 @@ def test_gradients_equal_finite_differences(masked, forced, mode):
         for step in (1e-5, -1e-5):
             moved = {n: value + step * direction if n == name else value for n, value in w.items()}
             moved_x = x + step * direction if name == "x" else x
-            parts = numpy_decoder(moved, moved_x, 3, targets, mask)
+            parts = numpy_decoder(
+                moved, moved_x, 3, vectors, mask, output=lambda y: y, feedback=softmax
+            )
             values.append(np.sum(np.concatenate(parts, axis=-1) * factors))
         difference = (values[0] - values[1]) / 2e-5
         assert np.sum(gradient * direction) == pytest.approx(
@@ -443,22 +445,22 @@ def test_starting_builds_the_layer():
 
 
 def test_logits_decode_as_well_free_running_as_under_teacher_forcing():
-    """Reversed sequences of 3 to 8 symbols, padded with 0, from a loss that takes logits."""
+    """Reversed sequences of 3 to 6 symbols, padded with 0, from a loss that takes logits."""
     keras.utils.set_random_seed(0)
-    lengths = np.random.randint(3, 9, size=(8000, 1))
-    x = np.where(np.arange(8) < lengths, np.random.randint(1, 11, size=(8000, 8)), 0)
-    y = np.take_along_axis(x, (lengths - 1 - np.arange(8)) % 8, axis=1)
-    symbols, targets = keras.Input((8,), dtype="int32"), keras.Input((8,), dtype="int32")
-    embedded = keras.layers.Embedding(11, 32, mask_zero=True)(symbols)
+    lengths = np.random.randint(3, 7, size=(4000, 1))
+    x = np.where(np.arange(6) < lengths, np.random.randint(1, 8, size=(4000, 6)), 0)
+    y = np.take_along_axis(x, (lengths - 1 - np.arange(6)) % 6, axis=1)
+    symbols, targets = keras.Input((6,), dtype="int32"), keras.Input((6,), dtype="int32")
+    embedded = keras.layers.Embedding(8, 32, mask_zero=True)(symbols)
     encoded = keras.layers.LSTM(64, return_sequences=True)(embedded)
     layers = {
-        feedback: AttentionDecoder(64, 11, output_activation="linear", feedback=feedback)
+        feedback: AttentionDecoder(64, 8, output_activation="linear", feedback=feedback)
         for feedback in ("softmax", "argmax", None)
     }
     forced = keras.Model([symbols, targets], layers["softmax"](encoded, targets))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    forced.compile(keras.optimizers.Adam(0.005), loss)
-    forced.fit([x[1000:], y[1000:]], y[1000:], epochs=3, verbose=0)
+    forced.compile(keras.optimizers.Adam(0.01), loss)
+    forced.fit([x[1000:], y[1000:]], y[1000:], batch_size=64, epochs=6, verbose=0)
 
     def right(model, *inputs):
         predicted = as_numpy(model([array[:1000] for array in inputs])).argmax(axis=-1)
@@ -793,11 +795,9 @@ def test_scores_of_any_size(dtype, masked):
     "T, masked, unroll, new",
     [
         (None, True, False, False),
-        (None, False, True, False),
-        (4, False, False, False),
-        (4, True, True, False),
-        (4, True, False, True),
-        (4, False, True, True),
+        (4, False, True, False),
+        (None, False, False, True),
+        (4, True, True, True),
     ],
 )
 def test_fit(T, masked, unroll, new, jit_compile):
@@ -823,8 +823,9 @@ def test_fit(T, masked, unroll, new, jit_compile):
 
 
 @only_tensorflow
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "policy, jit_compile", [("mixed_float16", False), ("mixed_bfloat16", True)]
+)
 def test_fit_with_mixed_precision(policy, jit_compile):
     inputs = keras.Input((4, 6))
     model = keras.Model(inputs, AttentionDecoder(7, 5, dtype=policy)(inputs))
