@@ -1,5 +1,4 @@
-# Part of "Attention, read along". Copyright (c) 2026 the authors of that repository. MIT License.
-"""The attention layer: the article's section "Custom Keras Attention Layer".
+"""Custom Keras Attention Layer: the article's section 4 (自定义Keras注意层).
 
 `AttentionDecoder` is one Keras layer after the decoder of Bahdanau, Cho & Bengio, "Neural Machine
 Translation by Jointly Learning to Align and Translate" (arXiv:1409.0473), appendix A. Copy this
@@ -8,6 +7,8 @@ runs on TensorFlow, JAX and PyTorch.
 
     from attention_decoder import AttentionDecoder
 """
+
+# Part of "Attention, read along". Copyright (c) 2026 the authors of that repository. MIT License.
 
 import keras
 from keras import ops
