@@ -168,7 +168,7 @@ class AttentionDecoder(keras.layers.Layer):
             except ValueError as error:  # "orthogonal", say, makes no vectors
                 raise ValueError(
                     f"{kind}_initializer must be one that can make {name} of shape {shape}, such "
-                    f"as 'glorot_uniform', got {initializer}: {error}"
+                    f"as 'glorot_uniform', got {type(initializer).__name__}: {error}"
                 ) from error
             setattr(self, name, variable)
 
@@ -414,9 +414,12 @@ class AttentionDecoder(keras.layers.Layer):
         D = self.W_s.shape[0] if self.built else None
         is_list = any(isinstance(part, (list, tuple)) for part in shape)
         if is_list or len(shape) != 3 or shape[-1] is None or D not in (None, shape[-1]):
+            hint = (
+                ": call layer(encoded, targets), not layer([encoded, targets])" if is_list else ""
+            )
             raise ValueError(
-                f"encoded must have the shape (batch, time steps, {D or 'a known number'}), "
-                f"got {tuple(shape)}" + (": call layer(encoded, targets)" if is_list else "")
+                f"encoded must have the shape (batch, time steps, {D or 'a known width'}), "
+                f"got {tuple(shape)}{hint}"
             )
 
     def get_config(self):
