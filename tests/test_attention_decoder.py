@@ -985,7 +985,7 @@ def test_feedback_must_be_none_argmax_or_an_activation(value):
 
 
 def test_an_initializer_of_matrices_alone():
-    message = "^kernel_initializer must be one that can make V_a of shape .7,., such as .* got Orthogonal: "
+    message = r"^kernel_initializer must be one that can make V_a .* got Orthogonal: "
     with pytest.raises(ValueError, match=message):
         AttentionDecoder(7, 5, kernel_initializer="orthogonal").build((None, 4, 6))
 
