@@ -90,7 +90,7 @@ def get_pairs(
 
 
 # Numbers are at least 1, but for these, and some are at most another one.
-LEAST = {"n_unique": 2, "n_features": 2, "seed": 0}
+LEAST = {"n_unique": 2, "n_features": 2, "n_words": 100, "seed": 0}
 MOST = {"n_out": "n_in", "n_timesteps_out": "n_timesteps_in"}
 
 
@@ -118,6 +118,8 @@ FLAGS = {
     "n_repeats": "trainings of each model, with new weights and new pairs",
     "seed": "seed of weights and pairs; the same seed gives the same numbers",
     "jobs": "trainings at a time",
+    "epochs": "times that each word is learned",
+    "n_words": "words to learn and to test, if there are as many",
     "output": "folder for the results",
     "resume": "keep the finished repeats in the output folder, run only what is missing",
     "scheduler": "run the repeats on the Dask cluster whose scheduler is at tcp://HOST:PORT",
