@@ -3,10 +3,8 @@
 
 `AttentionDecoder` is one Keras layer after the decoder of Bahdanau, Cho & Bengio, "Neural Machine
 Translation by Jointly Learning to Align and Translate" (arXiv:1409.0473), appendix A. Copy this
-file into your project: it needs nothing but Keras, 3.2 or later, and Python, 3.9 or later, and
-runs on TensorFlow, JAX and PyTorch.
-
-    from attention_decoder import AttentionDecoder
+file into your project: it needs Keras 3.2 or later alone, runs on TensorFlow, JAX and PyTorch, and
+on Python 3.9 or later.
 """
 
 import keras
@@ -37,8 +35,7 @@ class AttentionDecoder(keras.layers.Layer):
 
     y_t is made from s_{t-1}, the state before the update, as in the paper's appendix A.2.2; one
     dense layer stands for the paper's maxout layer. `start` and `step` decode one step at a time,
-    as beam search needs it. `get_weights()` has V_a, W_a, U_a, b_a; C, U, W, b of r, z, p and o;
-    W_s; and E.
+    for beam search.
 
     Args:
         units: Positive integer, width u of the state and of the attention.
@@ -61,19 +58,18 @@ class AttentionDecoder(keras.layers.Layer):
             time to compile grows with T_out, and the memory for training with T_out · T_in · u.
             Default: False, a symbolic loop, which computes tanh(s_{t-1} W_a + k_j) again for the
             gradient (with Keras 3.9 or later); on TensorFlow this rules out second derivatives.
-        kernel_initializer, kernel_regularizer, kernel_constraint: For V_a, W_a, U_a and E.
-            Default: glorot_uniform, None, None.
-        recurrent_initializer, recurrent_regularizer, recurrent_constraint: For C, U, W and W_s.
-            Default: orthogonal, None, None.
-        bias_initializer, bias_regularizer, bias_constraint: For the biases b.
-            Default: zeros, None, None. An initializer object with a seed gives all weights of
-            one shape the same numbers.
+        kernel_initializer, recurrent_initializer, bias_initializer: For V_a, W_a, U_a and E; for C,
+            U, W and W_s; for b. Default: glorot_uniform, orthogonal, zeros. An initializer object
+            with a seed gives all weights of one shape the same numbers.
+        kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
+            recurrent_constraint, bias_constraint: For the same. Default: None.
         **kwargs: `name`, `dtype`, `trainable`: see `keras.layers.Layer`.
 
     Call arguments:
         encoded: The encoder's outputs, (batch, T_in, D). Batch and T_in may be unknown.
         targets: Vectors (batch, T_out, o) or ids, integers (batch, T_out), as good as their one-hot
-            vectors. If given, a step is fed the target of the step before (teacher forcing).
+            vectors. If given, a step is fed the target of the step before (teacher forcing). In an
+            eager call, Keras before 3.4 turns NumPy's integers into floats: make them a tensor.
         mask: Boolean (batch, T_in), False at padding. Padded steps get weight 0, whatever stands in
             them, and s_0 is made from the first step that is not padded. By default the mask
             that comes with `encoded`. The outputs carry no mask.
@@ -146,7 +142,7 @@ class AttentionDecoder(keras.layers.Layer):
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.supports_masking = True
 
-    def build(self, encoded_shape, targets_shape=None):
+    def build(self, encoded_shape, targets_shape=None):  # the second is in files saved earlier
         self._check_encoded(encoded_shape)
         D, u, o = encoded_shape[-1], self.units, self.output_dim
         m = self.embedding_dim or o
@@ -167,7 +163,7 @@ class AttentionDecoder(keras.layers.Layer):
             except ValueError as error:  # "orthogonal", say, makes no vectors
                 raise ValueError(
                     f"{kind}_initializer must be one that can make {name} of shape {shape}, such "
-                    f"as 'glorot_uniform', got {initializer}: {error}"
+                    f"as 'glorot_uniform', got {type(initializer).__name__}: {error}"
                 ) from error
             setattr(self, name, variable)
 
@@ -410,12 +406,16 @@ class AttentionDecoder(keras.layers.Layer):
         return steps_out
 
     def _check_encoded(self, shape):
+        """Raises ValueError unless it is (batch, T_in, D)."""
         D = self.W_s.shape[0] if self.built else None
         is_list = any(isinstance(part, (list, tuple)) for part in shape)
         if is_list or len(shape) != 3 or shape[-1] is None or D not in (None, shape[-1]):
+            hint = (
+                ": call layer(encoded, targets), not layer([encoded, targets])" if is_list else ""
+            )
             raise ValueError(
-                f"encoded must have the shape (batch, time steps, {D or 'a known number'}), got "
-                f"{tuple(shape)}" + is_list * ": call layer(encoded, targets)"
+                f"encoded must have the shape (batch, time steps, {D or 'a known width'}), "
+                f"got {tuple(shape)}{hint}"
             )
 
     def get_config(self):
@@ -448,8 +448,8 @@ def _scores(sW_a, k, V_a):
 
 def _fitted(tensor, other):
     """The tensor (B, T, …). A TensorFlow graph fails if B or T turn out not to be other's."""
-    other = ops.zeros_like(other[:, :, :1], dtype=tensor.dtype)
-    return ops.concatenate([tensor, other], axis=-1)[:, :, :-1]
+    zeros = ops.zeros_like(other[:, :, :1], dtype=tensor.dtype)
+    return ops.concatenate([tensor, zeros], axis=-1)[:, :, :-1]  # broadcasts nothing
 
 
 def _are_ids(name, y, rank):

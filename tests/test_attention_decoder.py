@@ -3,11 +3,14 @@
 Runs on whichever backend KERAS_BACKEND names.
 """
 
+import ast
 import doctest
 import gc
 import pathlib
+import re
 import subprocess
 import sys
+import warnings
 import weakref
 
 import keras
@@ -25,10 +28,14 @@ elif BACKEND == "jax":
     import jax
 
     jax.config.update("jax_enable_x64", True)  # lets a float64 layer be one
+else:
+    import torch
 
 ROOT = pathlib.Path(__file__).parent.parent
 ORIGINAL = sorted((ROOT / "tests" / "data").glob("*.npz"))
-MODES = ["eager", "graph", "xla"] if BACKEND == "tensorflow" else ["eager"]
+MODES = {"tensorflow": ["eager", "graph", "xla"], "jax": ["eager", "xla"], "torch": ["eager"]}[
+    BACKEND
+]
 # Keras' own matmul (PyTorch) and tanh (JAX) turn float64 into float32.
 EXACT = 1e-12 if BACKEND == "tensorflow" else 1e-6
 NAMES = (
@@ -36,6 +43,7 @@ NAMES = (
 )
 
 only_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="about TensorFlow alone")
+only_torch = pytest.mark.skipif(BACKEND != "torch", reason="about PyTorch alone")
 
 
 # An independent decoder, written from the equations, one sample and one input step at a time.
@@ -50,16 +58,17 @@ def softmax(x):
     return e / e.sum()
 
 
-def numpy_decoder(w, h, steps_out, targets=None, mask=None, activation=np.tanh, output=softmax):
-    """Returns outputs and attention weights for h (B, T, D), float64."""
+def numpy_decoder(
+    w, h, steps_out, targets=None, mask=None, activation=np.tanh, output=softmax, feedback=None
+):
+    """Returns outputs and attention weights for h (B, T, D), float64; targets as vectors."""
     outputs, scores = [], []
     for sample in range(len(h)):
         kept = [j for j in range(h.shape[1]) if mask is None or mask[sample, j]]
         s = np.tanh(h[sample, kept[0]] @ w["W_s"])
-        y = np.zeros(w["b_o"].shape)
+        x = np.zeros(w["b_o"].shape)
         for t in range(steps_out):
-            if targets is not None:
-                y = targets[sample, t - 1] if t else np.zeros_like(y)
+            x = x @ w["E"] if "E" in w else x
             e = [
                 w["V_a"] @ np.tanh(s @ w["W_a"] + h[sample, j] @ w["U_a"] + w["b_a"]) for j in kept
             ]
@@ -67,13 +76,17 @@ def numpy_decoder(w, h, steps_out, targets=None, mask=None, activation=np.tanh, 
             alpha[kept] = softmax(np.array(e))
             c = sum(alpha[j] * h[sample, j] for j in kept)
 
-            def gate(g, state, y=y, c=c):
-                return y @ w[f"W_{g}"] + state @ w[f"U_{g}"] + c @ w[f"C_{g}"] + w[f"b_{g}"]
+            def gate(g, state, x=x, c=c):
+                return x @ w[f"W_{g}"] + state @ w[f"U_{g}"] + c @ w[f"C_{g}"] + w[f"b_{g}"]
 
             r, z = sigmoid(gate("r", s)), sigmoid(gate("z", s))
             p = activation(gate("p", r * s))
             y = output(gate("o", s))
             s = (1 - z) * s + z * p
+            if targets is not None:
+                x = targets[sample, t]
+            else:
+                x = feedback(y) if feedback else y
             outputs.append(y)
             scores.append(alpha)
     shape = (len(h), steps_out, -1)
@@ -99,6 +112,15 @@ def as_numpy(*tensors):
     return arrays if len(arrays) > 1 else arrays[0]
 
 
+def run(function, mode):
+    """Returns function(), as arrays, in one of the MODES."""
+    if BACKEND == "tensorflow" and mode != "eager":
+        function = tf.function(function, jit_compile=mode == "xla")
+    elif mode == "xla":
+        function = jax.jit(function)
+    return as_numpy(*function())
+
+
 def loss_and_gradients(layer, loss, x, mode="eager"):
     """Returns loss(layer, x) and its gradients by x and by each weight, as arrays."""
     if BACKEND == "tensorflow":
@@ -119,11 +141,11 @@ def loss_and_gradients(layer, loss, x, mode="eager"):
                 return loss(layer, x)
 
         weights = [v.value for v in layer.weights]
-        value, (g_x, g_w) = jax.value_and_grad(compute, (0, 1))(jax.numpy.asarray(x), weights)
+        compute = jax.value_and_grad(compute, (0, 1))
+        compute = jax.jit(compute) if mode == "xla" else compute
+        value, (g_x, g_w) = compute(jax.numpy.asarray(x), weights)
         gradients = [g_x, *g_w]
     else:
-        import torch
-
         x = torch.tensor(x, requires_grad=True)
         value = loss(layer, x)
         inputs = [x] + [v.value for v in layer.weights]
@@ -166,16 +188,27 @@ def test_equals_the_original(path, mode, unroll):
 # The equations
 
 
+MASK = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]], bool)
+IDS = np.random.default_rng(3).integers(5, size=(3, 9))
+
+
 @pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("embedding_dim", [None, 3])
+@pytest.mark.parametrize("fed", [None, "vectors", "ids"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("steps_out", [None, 2, 9])
-def test_equals_numpy(steps_out, masked, forced, unroll):
-    layer, w = random_layer(output_length=steps_out, unroll=unroll, dtype="float64")
-    x = random_input()
-    mask = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]], bool) if masked else None
-    targets = random_input(T=steps_out or 4, D=5, seed=2) if forced else None
-    expected = numpy_decoder(w, x, steps_out or 4, targets, mask)
+def test_equals_numpy(steps_out, masked, fed, embedding_dim, unroll):
+    layer, w = random_layer(
+        output_length=steps_out, embedding_dim=embedding_dim, unroll=unroll, dtype="float64"
+    )
+    x, mask = random_input(), MASK if masked else None
+    vectors = targets = None
+    if fed == "vectors":
+        vectors = targets = random_input(T=steps_out or 4, D=5, seed=2)
+    elif fed == "ids":
+        targets = IDS[:, : steps_out or 4]
+        vectors = np.eye(5)[targets]
+    expected = numpy_decoder(w, x, steps_out or 4, vectors, mask)
     y, scores = as_numpy(*layer(x, targets, mask=mask, return_attention_scores=True))
     np.testing.assert_allclose(y, expected[0], atol=EXACT)
     np.testing.assert_allclose(scores, expected[1], atol=EXACT)
@@ -190,13 +223,13 @@ def test_both_activations_are_used():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("forced", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_gradients_equal_finite_differences(masked, forced, mode):
-    layer, w = random_layer(output_length=3, dtype="float64")
-    x = random_input()
-    mask = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]], bool) if masked else None
-    targets = random_input(T=3, D=5, seed=2) if forced else None
+@pytest.mark.parametrize("unroll, fed", [(False, None), (True, None), (False, "ids")])
+def test_gradients_equal_finite_differences(fed, unroll, mode):
+    kwargs = {"embedding_dim": 3, "feedback": "softmax", "output_activation": "linear"}
+    layer, w = random_layer(output_length=3, unroll=unroll, dtype="float64", **kwargs)
+    x, mask = random_input(), MASK
+    targets = IDS[:, :3] if fed else None
+    vectors = np.eye(5)[targets] if fed else None
     factors = random_input(T=3, D=9, seed=3)  # makes the loss depend on every output and score
 
     def loss(layer, x):
@@ -211,7 +244,9 @@ def test_gradients_equal_finite_differences(masked, forced, mode):
         for step in (1e-5, -1e-5):
             moved = {n: value + step * direction if n == name else value for n, value in w.items()}
             moved_x = x + step * direction if name == "x" else x
-            parts = numpy_decoder(moved, moved_x, 3, targets, mask)
+            parts = numpy_decoder(
+                moved, moved_x, 3, vectors, mask, output=lambda y: y, feedback=softmax
+            )
             values.append(np.sum(np.concatenate(parts, axis=-1) * factors))
         difference = (values[0] - values[1]) / 2e-5
         assert np.sum(gradient * direction) == pytest.approx(
@@ -234,10 +269,7 @@ def test_teacher_forcing_with_its_own_outputs_is_free_running():
 def test_integers_are_cast_to_the_compute_dtype():
     layer, _ = random_layer()
     x = random_input().round()
-    targets = random_input(D=5, seed=2).round()
-    expected = as_numpy(layer(x, targets))
-    y = layer(x.astype("int32"), targets.astype("int8"))
-    np.testing.assert_allclose(as_numpy(y), expected, atol=1e-6)
+    np.testing.assert_allclose(as_numpy(layer(x.astype("int32"))), as_numpy(layer(x)), atol=1e-6)
 
 
 def test_no_call_keeps_its_batch_alive():
@@ -251,8 +283,6 @@ def test_no_call_keeps_its_batch_alive():
             x = ops.convert_to_tensor(random_input(seed=seed), dtype="float32")
             references.append(weakref.ref(x))
             if BACKEND == "torch":
-                import torch
-
                 with torch.no_grad():  # its checkpoint keeps what a gradient may need
                     layer(x, return_attention_scores=True)
             else:
@@ -277,6 +307,173 @@ def test_return_probabilities():
     _, expected = numpy_decoder(w, x, 4)
     np.testing.assert_allclose(as_numpy(layer(x)), expected, atol=EXACT)
     assert layer.compute_output_shape((None, 4, 6)) == (None, 4, 4)
+
+
+# Feedback, embedding, step by step
+
+FEEDBACK = {
+    None: None,
+    "softmax": softmax,
+    "argmax": lambda y: np.eye(len(y))[np.argmax(y)],
+    "double": lambda y: 2 * y,
+}
+
+
+@keras.saving.register_keras_serializable("test")
+def double(y):
+    return 2 * y
+
+
+def feedback_layer(feedback, output_activation="linear", **kwargs):
+    feedback = double if feedback == "double" else feedback
+    return random_layer(feedback=feedback, output_activation=output_activation, **kwargs)
+
+
+@pytest.mark.parametrize("mode", MODES[::2] if BACKEND == "tensorflow" else MODES)
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("embedding_dim", [None, 3])
+@pytest.mark.parametrize("feedback", FEEDBACK)
+def test_feedback_equals_numpy(feedback, embedding_dim, unroll, mode):
+    layer, w = feedback_layer(feedback, embedding_dim=embedding_dim, unroll=unroll, dtype="float64")
+    x = random_input()
+    outputs, scores = run(
+        lambda: layer(x, mask=MASK, return_attention_scores=True, output_length=5), mode
+    )
+    expected = numpy_decoder(w, x, 5, mask=MASK, output=lambda y: y, feedback=FEEDBACK[feedback])
+    np.testing.assert_allclose(outputs, expected[0], atol=10 * EXACT)
+    np.testing.assert_allclose(scores, expected[1], atol=10 * EXACT)
+    # Targets are fed as they are.
+    targets = random_input(D=5, seed=2)
+    expected, _ = numpy_decoder(w, x, 4, targets, output=lambda y: y)
+    np.testing.assert_allclose(as_numpy(layer(x, targets)), expected, atol=EXACT)
+
+
+@pytest.mark.parametrize("zero_input", [False, True])  # gives logits of exactly 0 in a new layer
+def test_softmax_feedback_is_the_softmax_layer(zero_input):
+    logits, probabilities = (
+        AttentionDecoder(7, 5, output_activation="linear", feedback="softmax"),
+        AttentionDecoder(7, 5),
+    )
+    x = random_input() * (not zero_input)
+    logits.build(x.shape)
+    probabilities(x)
+    logits.set_weights(probabilities.get_weights())
+    y = as_numpy(ops.softmax(logits(x, output_length=9)))
+    np.testing.assert_allclose(y, as_numpy(probabilities(x, output_length=9)), atol=1e-6)
+
+
+@pytest.mark.parametrize("embedding_dim", [None, 3])
+def test_argmax_feedback_feeds_its_own_best_symbols(embedding_dim):
+    layer, _ = feedback_layer("argmax", embedding_dim=embedding_dim)
+    x = random_input()
+    free = as_numpy(layer(x, output_length=9))
+    targets = np.zeros((3, 9), int)
+    for _ in range(9):  # each time one more step is right
+        y = as_numpy(layer(x, targets))
+        targets = y.argmax(axis=-1)
+    assert len(np.unique(targets)) > 1
+    np.testing.assert_allclose(y, free, atol=1e-6)
+
+
+def test_embedding_is_a_layer_without_whose_W_is_E_W():
+    layer, w = random_layer(embedding_dim=3)
+    assert [v.name for v in layer.weights] == [*NAMES, "E"]
+    assert {w[name].shape for name in ("W_r", "W_z", "W_p")} == {(3, 7)}
+    assert w["W_o"].shape == w["E"].T.shape == (3, 5)
+    plain, _ = random_layer()
+    plain.set_weights([w["E"] @ w[n] if n[:2] == "W_" and n[2] in "rzpo" else w[n] for n in NAMES])
+    x = random_input()
+    for targets in (None, random_input(D=5, seed=2), IDS):
+        np.testing.assert_allclose(
+            as_numpy(layer(x, targets)), as_numpy(plain(x, targets)), atol=1e-5
+        )
+
+
+def test_embedding_saves_weights():
+    layer = AttentionDecoder(64, 5000, embedding_dim=32)
+    layer.build((None, None, 128))
+    assert layer.count_params() < 1_500_000
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("embedding_dim", [None, 3])
+@pytest.mark.parametrize("feedback", FEEDBACK)
+def test_stepping_gives_what_calling_gives(feedback, embedding_dim, masked, dtype):
+    layer, _ = feedback_layer(feedback, "tanh", embedding_dim=embedding_dim, dtype=dtype)
+    x, mask = random_input(), MASK if masked else None
+    called = layer(x, mask=mask, return_attention_scores=True)
+    y, s, memory = layer.start(x, mask)
+    assert np.all(as_numpy(y) == 0)
+    assert len(memory) == 2 + masked and all(len(tensor) == 3 for tensor in memory)
+    outputs, scores = [], []
+    for _ in range(4):
+        y, s, alpha = layer.step(y, s, memory)
+        outputs.append(y)
+        scores.append(alpha)
+    tolerance = 1e-6 if dtype == "float32" else 0.05
+    for expected, stepped in zip(called, (outputs, scores)):
+        stepped = ops.stack(stepped, axis=1)
+        assert stepped.dtype == expected.dtype
+        np.testing.assert_allclose(as_numpy(stepped), as_numpy(expected), atol=tolerance)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("embedding_dim", [None, 3])
+def test_stepping_by_ids_for_several_beams(embedding_dim, masked):
+    """The best symbols by step are argmax feedback, in whatever order the rows are kept."""
+    layer, _ = feedback_layer("argmax", embedding_dim=embedding_dim)
+    x, mask = random_input(), MASK if masked else None
+    greedy = as_numpy(layer(x, mask=mask))
+    start = keras.tree.map_structure(lambda t: ops.repeat(t, 2, axis=0), layer.start(x, mask))
+    y, s, memory = start
+    rows = np.arange(6)  # which sample each row is of, times 2
+    for t in range(4):
+        y, s, _ = layer.step(y if t == 0 else np.argmax(as_numpy(y), axis=-1), s, memory)
+        np.testing.assert_allclose(as_numpy(y), greedy[rows // 2, t], atol=1e-6)
+        order = np.random.default_rng(t).permutation(6)
+        rows = rows[order]
+        y, s, memory = keras.tree.map_structure(
+            lambda tensor, order=order: ops.take(tensor, order, axis=0), (y, s, memory)
+        )
+
+
+def test_starting_builds_the_layer():
+    layer = AttentionDecoder(7, 5)
+    y, s, memory = layer.start(random_input())
+    assert layer.step(y, s, memory)[0].shape == (3, 5)
+
+
+def test_logits_decode_as_well_free_running_as_under_teacher_forcing():
+    """Reversed sequences of 3 to 6 symbols, padded with 0, from a loss that takes logits."""
+    keras.utils.set_random_seed(0)
+    lengths = np.random.randint(3, 7, size=(4000, 1))
+    x = np.where(np.arange(6) < lengths, np.random.randint(1, 8, size=(4000, 6)), 0)
+    y = np.take_along_axis(x, (lengths - 1 - np.arange(6)) % 6, axis=1)
+    symbols, targets = keras.Input((6,), dtype="int32"), keras.Input((6,), dtype="int32")
+    embedded = keras.layers.Embedding(8, 32, mask_zero=True)(symbols)
+    encoded = keras.layers.LSTM(64, return_sequences=True)(embedded)
+    layers = {
+        feedback: AttentionDecoder(64, 8, output_activation="linear", feedback=feedback)
+        for feedback in ("softmax", "argmax", None)
+    }
+    forced = keras.Model([symbols, targets], layers["softmax"](encoded, targets))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    forced.compile(keras.optimizers.Adam(0.01), loss)
+    forced.fit([x[1000:], y[1000:]], y[1000:], batch_size=64, epochs=6, verbose=0)
+
+    def right(model, *inputs):
+        predicted = as_numpy(model([array[:1000] for array in inputs])).argmax(axis=-1)
+        return np.mean(np.all(predicted == y[:1000], axis=1))
+
+    assert right(forced, x, y) >= 0.95
+    accuracy = {}
+    for feedback, layer in layers.items():
+        free = keras.Model(symbols, layer(encoded))
+        layer.set_weights(layers["softmax"].get_weights())
+        accuracy[feedback] = right(free, x)
+    assert accuracy["softmax"] >= 0.95 and accuracy["argmax"] >= 0.95
+    assert accuracy[None] < 0.5  # as the documentation of output_activation warns
 
 
 # Masks
@@ -367,18 +564,72 @@ def test_symbolic_shapes_and_unknown_lengths(T, output_length, forced):
         np.testing.assert_allclose(scores, expected[1], atol=1e-6)
 
 
-@only_tensorflow
+def test_the_length_of_the_call_then_the_layers_then_the_targets_then_the_inputs():
+    x, targets = random_input(), random_input(T=6, D=5, seed=2)
+    for own, called, fed, expected in (
+        (None, None, None, 4),
+        (None, None, targets, 6),
+        (3, None, None, 3),
+        (6, None, targets, 6),
+        (None, 2, None, 2),
+        (3, np.int64(2), None, 2),
+        (3, 6, targets, 6),
+    ):
+        layer, w = random_layer(output_length=own)
+        y = as_numpy(layer(x, fed, output_length=called))
+        np.testing.assert_allclose(y, numpy_decoder(w, x, expected, fed)[0], atol=1e-5)
+        symbolic = [None if array is None else keras.Input(array.shape[1:]) for array in (x, fed)]
+        called = called if called is None else int(called)
+        assert layer(*symbolic, output_length=called).shape == (None, expected, 5)
+    assert AttentionDecoder(7, 5).compute_output_shape((None, 4, 6), (None, 6)) == (None, 6, 5)
+
+
 @pytest.mark.parametrize("unroll", [False, True])
-def test_output_length_holds_for_targets_of_unknown_length(unroll):
-    layer, w = random_layer(output_length=3, unroll=unroll)
+def test_batches_padded_to_lengths_of_their_own(unroll):
+    """One model trains on targets of any length, or unrolled, one layer in several models."""
+    layer, w = random_layer(unroll=unroll, embedding_dim=3)
+    steps = 4 if unroll else None
+    encoded, targets = keras.Input((None, 6)), keras.Input((steps,), dtype="int32")
+    model = keras.Model([encoded, targets], layer(encoded, targets))
+    for T_in, T_out in ((5, 4), (3, 4)) if unroll else ((5, 4), (3, 7)):
+        x, ids = random_input(T=T_in), IDS[:, :T_out]
+        expected, _ = numpy_decoder(w, x, T_out, np.eye(5)[ids])
+        np.testing.assert_allclose(model.predict([x, ids], verbose=0), expected, atol=1e-5)
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None, n)) for n in (6, 5)])
-    def forced(x, targets):
-        return layer(x, targets)
 
-    x, targets = random_input(), random_input(T=5, D=5, seed=2)
-    expected, _ = numpy_decoder(w, x, 3, targets)
-    np.testing.assert_allclose(as_numpy(forced(x, targets)), expected, atol=1e-6)
+@only_tensorflow
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("name", ["targets", "ids", "mask"])
+def test_shapes_that_a_graph_learns_when_it_runs(name, unroll, jit_compile):
+    layer, w = random_layer(output_length=6, unroll=unroll)
+    x = random_input(T=6).astype("float32")
+    spec = {
+        "targets": tf.TensorSpec((None, None, None)),
+        "ids": tf.TensorSpec((None, None), "int32"),
+        "mask": tf.TensorSpec((None, None), "bool"),
+    }[name]
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, 6)), spec], jit_compile=jit_compile)
+    def call(x, other):
+        return layer(x, mask=other) if name == "mask" else layer(x, other)
+
+    def array(*shape):
+        return np.ones(shape, spec.dtype.as_numpy_dtype)
+
+    right, *wrong = {
+        # as many numbers in all; steps, batch and width that do not fit; those that broadcast
+        "targets": [(3, 6, 5), (6, 3, 5), (3, 5, 6), (3, 9, 5), (1, 6, 5), (3, 1, 5), (3, 6, 1)],
+        "ids": [(3, 6), (6, 3), (3, 9), (1, 6), (3, 1)],
+        "mask": [(3, 6), (6, 3), (3, 5), (1, 6), (3, 1)],
+    }[name]
+    vectors = {"targets": np.ones((3, 6, 5)), "ids": np.eye(5)[np.ones((3, 6), int)], "mask": None}
+    expected, _ = numpy_decoder(w, x, 6, vectors[name])
+    np.testing.assert_allclose(call(x, array(*right)), expected, atol=1e-5)
+    argument = "mask" if name == "mask" else "targets"
+    for shape in wrong:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"{argument}_must_fit_encoded"):
+            call(x, array(*shape))
 
 
 # Configuration, saving, weights
@@ -390,6 +641,8 @@ EVERYTHING = {
     "return_probabilities": True,
     "output_length": 3,
     "output_activation": "sigmoid",
+    "feedback": "softmax",
+    "embedding_dim": 4,
     "unroll": True,
     "kernel_initializer": "he_normal",
     "recurrent_initializer": "lecun_uniform",
@@ -417,15 +670,25 @@ def test_the_config_holds_every_argument():
     assert again.kernel_regularizer.l1 > 0 and again.bias_regularizer.l2 == 0.5
 
 
+@pytest.mark.parametrize("feedback", FEEDBACK)
+def test_feedback_survives_the_config(feedback):
+    layer, _ = feedback_layer(feedback)
+    again = AttentionDecoder.from_config(layer.get_config())
+    assert again.feedback == layer.feedback
+
+
 def small_model(**kwargs):
     inputs = keras.Input((4, 6))
     hidden = AttentionDecoder(7, 6, **kwargs)(inputs)
     return keras.Model(inputs, AttentionDecoder(8, 5, **kwargs)(hidden))
 
 
-@pytest.mark.parametrize("unroll", [False, True])
-def test_two_layers_in_one_model_clone_and_load(unroll, tmp_path):
-    model = small_model(unroll=unroll)
+NEW = {"feedback": "argmax", "embedding_dim": 3, "output_length": 5}
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"unroll": True, **NEW}], ids=["plain", "new"])
+def test_two_layers_in_one_model_clone_and_load(kwargs, tmp_path):
+    model = small_model(**kwargs)
     x = random_input().astype("float32")
     expected = model.predict(x, verbose=0)
     clone = keras.models.clone_model(model)
@@ -492,20 +755,19 @@ def test_each_kind_has_its_own_regularizer_and_constraint(kind):
 
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float64"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_precisions(dtype, masked):
-    layer, w = random_layer(dtype=dtype)
-    x = random_input()
+@pytest.mark.parametrize("embedding_dim", [None, 3])
+def test_precisions(embedding_dim, masked, dtype):
+    layer, w = random_layer(embedding_dim=embedding_dim, feedback="softmax", dtype=dtype)
+    x, kept = random_input(), [0, 2]
     mask = np.array([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool) if masked else None
-    for targets in (None, random_input(T=4, D=5, seed=2)):
+    for targets in (None, random_input(T=4, D=5, seed=2), IDS[:, :4]):
         y, scores = layer(x, targets, mask=mask, return_attention_scores=True)
         for tensor in (y, scores):
             assert keras.backend.standardize_dtype(tensor.dtype) == layer.compute_dtype
             assert np.all(np.isfinite(as_numpy(tensor)))
-        kept = [0, 2]
-        expected, _ = numpy_decoder(
-            w, x[kept], 4, None if targets is None else targets[kept],
-            None if mask is None else mask[kept],
-        )  # fmt: skip
+        vectors = np.eye(5)[targets] if targets is not None and targets.ndim == 2 else targets
+        vectors, kept_mask = (a if a is None else a[kept] for a in (vectors, mask))
+        expected, _ = numpy_decoder(w, x[kept], 4, vectors, kept_mask, feedback=softmax)
         tolerance = {"float64": EXACT, "mixed_bfloat16": 0.1}.get(dtype, 0.02)
         np.testing.assert_allclose(as_numpy(y)[kept], expected, atol=tolerance)
 
@@ -529,29 +791,41 @@ def test_scores_of_any_size(dtype, masked):
 @pytest.mark.parametrize(
     "jit_compile", {"tensorflow": [False, True], "jax": [True], "torch": [False]}[BACKEND]
 )
-@pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("T", [None, 4])
-@pytest.mark.parametrize("masked", [False, True])
-def test_fit(masked, T, unroll, jit_compile):
+@pytest.mark.parametrize(
+    "T, masked, unroll, new",
+    [
+        (None, True, False, False),
+        (4, False, True, False),
+        (None, False, False, True),
+        (4, True, True, True),
+    ],
+)
+def test_fit(T, masked, unroll, new, jit_compile):
     keras.utils.set_random_seed(0)
-    symbols = keras.Input((T,), dtype="int32")
+    symbols, targets = keras.Input((T,), dtype="int32"), keras.Input((T,), dtype="int32")
     encoded = keras.layers.Embedding(9, 16, mask_zero=masked)(symbols)
-    outputs = AttentionDecoder(16, 9, output_length=4 if unroll else None, unroll=unroll)(encoded)
-    model = keras.Model(symbols, outputs)
-    model.compile(keras.optimizers.Adam(0.02), "categorical_crossentropy", jit_compile=jit_compile)
+    kwargs = {"embedding_dim": 8, "feedback": "argmax"} if new else {}
+    layer = AttentionDecoder(16, 9, output_length=4 if unroll else None, unroll=unroll, **kwargs)
+    if new:
+        model = keras.Model([symbols, targets], layer(encoded, targets))
+    else:
+        model = keras.Model(symbols, layer(encoded))
+    model.compile(
+        keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy", jit_compile=jit_compile
+    )
     x = np.random.default_rng(0).integers(1, 9, size=(64, 4))
-    y = keras.utils.to_categorical(x, 9)
-    losses = model.fit(x, y, epochs=10, verbose=0).history["loss"]
+    inputs = [x, x] if new else x
+    before = layer.get_weights()
+    losses = model.fit(inputs, x, epochs=10, verbose=0).history["loss"]
     assert losses[-1] < 0.8 * losses[0]
-    before = model.layers[-1].get_weights()
-    model.fit(x, y, epochs=1, verbose=0)
-    for name, old, new in zip(NAMES, before, model.layers[-1].get_weights(), strict=True):
-        assert np.any(old != new), name
+    for variable, old, new in zip(layer.weights, before, layer.get_weights()):
+        assert np.any(old != new), variable.name
 
 
 @only_tensorflow
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "policy, jit_compile", [("mixed_float16", False), ("mixed_bfloat16", True)]
+)
 def test_fit_with_mixed_precision(policy, jit_compile):
     inputs = keras.Input((4, 6))
     model = keras.Model(inputs, AttentionDecoder(7, 5, dtype=policy)(inputs))
@@ -561,13 +835,80 @@ def test_fit_with_mixed_precision(policy, jit_compile):
     assert np.all(np.isfinite(losses)) and losses[-1] < losses[0]
 
 
-def test_the_docstring_example_reverses_sequences():
-    """Teacher forcing in training, free-running after it, padding, another output length."""
+def test_the_docstrings_examples():
+    layer, _ = random_layer()
+    names = {
+        "keras": keras,
+        "AttentionDecoder": AttentionDecoder,
+        "decoder": layer,
+        "encoded": random_input(),
+        "mask": MASK,
+        "output_length": 4,
+    }
+    tests = doctest.DocTestFinder().find(AttentionDecoder, "AttentionDecoder", globs=names)
     runner = doctest.DocTestRunner()
-    for test in doctest.DocTestFinder().find(AttentionDecoder, "AttentionDecoder"):
+    for test in tests:
         runner.run(test)
-    assert runner.summarize().attempted > 10
+    assert runner.summarize().attempted == 9
     assert runner.summarize().failed == 0
+
+
+def test_one_input_step_gives_no_warning():
+    """Keras warns of a softmax of one number, and of variables without a gradient."""
+    inputs = keras.Input((1, 6))
+    layer = AttentionDecoder(7, 5, output_length=2)
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("adam", "categorical_crossentropy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(random_input(T=1), np.eye(5)[IDS[:, :2]], verbose=0)
+        _, scores = layer(random_input(T=1), return_attention_scores=True)
+    assert np.all(as_numpy(scores) == 1)
+
+
+# Other ways to run it
+
+
+@pytest.mark.skipif(not hasattr(keras, "RematScope"), reason="Keras before 3.9")
+@pytest.mark.parametrize("unroll", [False, True])
+def test_remat_scope(unroll):
+    layer, w = random_layer(unroll=unroll, embedding_dim=3)
+    with keras.RematScope(mode="full"):
+        again, _ = random_layer(unroll=unroll, embedding_dim=3)
+
+        def loss(layer, x):
+            return ops.sum(layer(x) ** 2)
+
+        value, gradients = loss_and_gradients(again, loss, random_input().astype("float32"))
+    expected, expected_gradients = loss_and_gradients(layer, loss, random_input().astype("float32"))
+    assert value == pytest.approx(expected, rel=1e-5)
+    for name, a, b in zip(["x", *w], gradients, expected_gradients):
+        np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
+
+
+@only_torch
+def test_torch_compile():
+    x = random_input().astype("float32")
+    inputs = keras.Input((4, 6))
+    outputs = AttentionDecoder(7, 5, output_length=2)(inputs)
+    losses = []
+    for jit_compile in (True, False):
+        keras.utils.set_random_seed(0)
+        model = keras.models.clone_model(keras.Model(inputs, outputs))
+        model.compile("adam", "categorical_crossentropy", jit_compile=jit_compile)
+        losses.append(model.fit(x, np.eye(5)[IDS[:, :2]], epochs=2, verbose=0).history["loss"])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+@only_torch
+@pytest.mark.parametrize("kwargs", [{}, {"unroll": True, **NEW}], ids=["plain", "new"])
+def test_torch_export(kwargs, tmp_path):
+    model = small_model(**kwargs)
+    x = random_input().astype("float32")
+    model.export(tmp_path / "x.pt2", format="torch", verbose=False)
+    loaded = torch.export.load(tmp_path / "x.pt2").module()
+    y = loaded(torch.tensor(x))
+    np.testing.assert_allclose(as_numpy(y), model.predict(x, verbose=0), atol=1e-6)
 
 
 @only_tensorflow
@@ -592,9 +933,9 @@ assert losses[-1] < 0.95 * losses[0], losses
 
 
 @only_tensorflow
-@pytest.mark.parametrize("unroll", [False, True])
-def test_export_serves_the_same_numbers(unroll, tmp_path):
-    model = small_model(unroll=unroll)
+@pytest.mark.parametrize("kwargs", [{}, {"unroll": True, **NEW}], ids=["plain", "new"])
+def test_export_serves_the_same_numbers(kwargs, tmp_path):
+    model = small_model(**kwargs)
     x = random_input().astype("float32")
     model.export(tmp_path / "served", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "served")
@@ -622,38 +963,102 @@ def test_numpy_integers_are_integers():
     assert AttentionDecoder(np.int64(7), np.uint8(5)).get_config()["units"] == 7
 
 
-@pytest.mark.parametrize("name", ["units", "output_dim", "output_length"])
+@pytest.mark.parametrize("name", ["units", "output_dim", "output_length", "embedding_dim"])
 @pytest.mark.parametrize("value", [0, -3, 2.0, "7", True, [4], np.array([3, 4])])
 def test_sizes_must_be_positive_integers(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be a positive integer, got "):
         AttentionDecoder(**{"units": 7, "output_dim": 5, name: value})
 
 
+@pytest.mark.parametrize("value", [0, 2.0, "7", True])
+def test_the_calls_length_must_be_a_positive_integer(value):
+    layer, _ = random_layer()
+    for x in (random_input(), keras.Input((4, 6))):
+        with pytest.raises(ValueError, match="output_length must be a positive integer, got "):
+            layer(x, output_length=value)
+
+
+@pytest.mark.parametrize("value", ["beam", 7, True, ["argmax"], np.ones(2), {"softmax": 1}])
+def test_feedback_must_be_none_argmax_or_an_activation(value):
+    with pytest.raises(ValueError, match="^feedback must be None, .*activation.*'argmax', got "):
+        AttentionDecoder(7, 5, feedback=value)
+
+
+def test_an_initializer_of_matrices_alone():
+    message = r"^kernel_initializer must be one that can make V_a .* got Orthogonal: "
+    with pytest.raises(ValueError, match=message):
+        AttentionDecoder(7, 5, kernel_initializer="orthogonal").build((None, 4, 6))
+
+
 @pytest.mark.parametrize("shape", [(3, 6), (3, 4, 6, 1), (3, 4, None)])
 def test_wrong_input_shapes(shape):
-    layer = AttentionDecoder(7, 5)
-    with pytest.raises(ValueError, match="encoded must have the shape .* got "):
-        layer.build(shape)
-    with pytest.raises(ValueError, match="encoded must have the shape .* got "):
+    message = r"^encoded must have the shape \(batch, time steps, a known width\), got \(3, "
+    with pytest.raises(ValueError, match=message):
+        AttentionDecoder(7, 5).build(shape)
+    with pytest.raises(ValueError, match=message):
         AttentionDecoder(7, 5)(keras.KerasTensor(shape))
 
 
 def test_another_width_than_built_for():
     layer, _ = random_layer()
-    with pytest.raises(ValueError, match=r"encoded must have the 6 features .* got \(3, 4, 8\)"):
+    message = r"encoded must have the shape \(batch, time steps, 6\), got \(3, 4, 8\)"
+    with pytest.raises(ValueError, match=message):
         layer(random_input(D=8))
+    with pytest.raises(ValueError, match=message):
+        layer.start(random_input(D=8))
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 5), (3, 4, 6), (3, 4), (3, 5, 5)])
-def test_targets_that_do_not_fit(shape):
-    message = r"targets must have the shape \(3, 4, 5\), got \(3, "
+def test_targets_in_a_list_with_encoded():
+    message = (
+        r"encoded must .* got \(\(3, 4, 6\), \(3, 4, 5\)\): call layer\(encoded, targets\), not"
+    )
+    both = [random_input(), random_input(D=5)]
+    with pytest.raises(ValueError, match=message):
+        AttentionDecoder(7, 5)(both)
+    with pytest.raises(ValueError, match=message):
+        random_layer()[0](both)
+    with pytest.raises(ValueError, match=message.replace("3", "None")):
+        AttentionDecoder(7, 5)([keras.Input((4, 6)), keras.Input((4, 5))])
+
+
+@pytest.mark.parametrize("name", ["mask", "targets"])
+def test_lists(name):
     layer, _ = random_layer()
+    message = rf"{name} must be a tensor or an array, such as numpy.array\({name}\), got a list"
     with pytest.raises(ValueError, match=message):
-        layer(random_input(), np.zeros(shape))
+        layer(random_input(), **{name: MASK.tolist()})
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 5), (3, 4, 6), (2, 4, 5), (3, 5), (2, 4)])
+def test_targets_that_do_not_fit(shape):
+    targets = np.zeros(shape, "float32" if len(shape) == 3 else "int32")
+    right = "(3, 4, 5)" if len(shape) == 3 else "(3, 4)"
+    message = re.escape(f"targets for output_length=4 must have the shape {right}, got {shape}")
+    layer, _ = random_layer(output_length=4)
     with pytest.raises(ValueError, match=message):
-        AttentionDecoder(7, 5)(random_input(), np.zeros(shape))
-    with pytest.raises(ValueError, match=message.replace("(3", "(None")):
-        AttentionDecoder(7, 5)(keras.Input((4, 6)), keras.Input(shape[1:]))
+        layer(random_input(), targets)
+    layer, _ = random_layer(output_length=3)
+    with pytest.raises(ValueError, match=message):
+        layer(random_input(), targets, output_length=4)
+    if shape[0] == 3:
+        with pytest.raises(ValueError, match=message.replace(r"\(3", r"\(None")):
+            AttentionDecoder(7, 5, output_length=4)(
+                keras.Input((4, 6)), keras.Input(shape[1:], dtype=targets.dtype.name)
+            )
+
+
+@pytest.mark.parametrize("shape, dtype", [((3, 4, 5), "int32"), ((3, 4), "float32")])
+def test_neither_ids_nor_vectors(shape, dtype):
+    message = r"must be integers of rank {} \(ids\) or floats of rank {} \(vectors\), got "
+    layer, _ = random_layer()
+    targets = np.zeros(shape, dtype)
+    with pytest.raises(ValueError, match="targets " + message.format(2, 3) + dtype):
+        layer(random_input(), targets)
+    with pytest.raises(ValueError, match="targets " + message.format(2, 3) + dtype):
+        layer(keras.Input((4, 6)), keras.Input(shape[1:], dtype=dtype))
+    _, s, memory = layer.start(random_input())
+    with pytest.raises(ValueError, match="^y " + message.format(1, 2) + dtype):
+        layer.step(targets[:, 0], s, memory)
 
 
 def test_a_mask_that_does_not_fit():
@@ -661,21 +1066,39 @@ def test_a_mask_that_does_not_fit():
     for shape in ((3, 4, 1), (3, 5)):
         with pytest.raises(ValueError, match=r"mask must have the shape .*\(3, 4\), got \(3, "):
             layer(random_input(), mask=np.ones(shape, bool))
+        with pytest.raises(ValueError, match=r"mask must have the shape .*\(3, 4\), got \(3, "):
+            layer.start(random_input(), np.ones(shape, bool))
     with pytest.raises(ValueError, match=r"mask must have the shape \(None, 4\), got \(None, 5\)"):
         layer(keras.Input((4, 6)), mask=keras.Input((5,), dtype="bool"))
 
 
 def test_unroll_needs_a_known_length():
-    message = "unroll=True needs a known number of output steps"
-    with pytest.raises(ValueError, match=message):
-        AttentionDecoder(7, 5, unroll=True)(keras.Input((None, 6)))
-    with pytest.raises(ValueError, match=message):
-        AttentionDecoder(7, 5, unroll=True).build((None, None, 6))
-    AttentionDecoder(7, 5, unroll=True, output_length=3)(keras.Input((None, 6)))
+    encoded, targets = keras.Input((None, 6)), keras.Input((3, 5))
+    with pytest.raises(ValueError, match="unroll=True needs a known number of output steps"):
+        AttentionDecoder(7, 5, unroll=True)(encoded)
+    AttentionDecoder(7, 5, unroll=True, output_length=3)(encoded)
+    AttentionDecoder(7, 5, unroll=True)(encoded, output_length=3)
+    AttentionDecoder(7, 5, unroll=True)(encoded, targets)
+
+
+# The file itself
+
+SOURCE = pathlib.Path(attention_decoder.__file__).read_text(encoding="utf-8")
 
 
 def test_the_file_imports_keras_alone():
-    source = pathlib.Path(attention_decoder.__file__).read_text(encoding="utf-8")
-    imports = [line for line in source.splitlines() if line.startswith(("import", "from"))]
+    imports = [line for line in SOURCE.splitlines() if line.startswith(("import", "from"))]
     assert imports == ["import keras", "from keras import ops"]
-    assert "keras.src" not in source
+    assert "keras.src" not in SOURCE
+
+
+def test_the_file_is_python_3_9():
+    ast.parse(SOURCE, feature_version=(3, 9))
+    assert "strict=" not in SOURCE  # an argument of zip since 3.10
+
+
+def test_the_first_line_names_origin_copyright_and_licence():
+    first = SOURCE.splitlines()[0]
+    licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    year = re.search(r"Copyright \(c\) (\d+)", licence)[0]
+    assert year in first and "MIT License" in first and "Attention, read along" in first
