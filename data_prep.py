@@ -91,7 +91,7 @@ def get_pairs(
 
 
 # Numbers are at least 1, but for these, and some are at most another one.
-LEAST = {"n_unique": 2, "n_features": 2, "seed": 0}
+LEAST = {"n_unique": 2, "n_features": 2, "n_words": 100, "seed": 0}
 MOST = {"n_out": "n_in", "n_timesteps_out": "n_timesteps_in"}
 
 
@@ -119,6 +119,8 @@ FLAGS = {
     "n_repeats": "trainings of each model, with new weights and pairs",
     "seed": "the same seed gives the same weights and pairs",
     "jobs": "trainings at a time",
+    "epochs": "times that each word is learned",
+    "n_words": "words to learn and to test, if there are as many",
     "output": "folder for the results",
     "resume": "keep the finished repeats, run only those missing",
     "scheduler": "run on the Dask cluster at tcp://HOST:PORT",
