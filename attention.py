@@ -65,7 +65,7 @@ def print_weights(inputs: list[int], outputs: list[int], weights: np.ndarray) ->
     """Prints the attention weights (T_out, T_in) of one pair as a table, in %."""
     print("Attention weights in %: each line an output step, each column an input step")
     print("   Input:" + "".join(f"{value:5d}" for value in inputs))
-    for output, row in zip(outputs, weights, strict=True):
+    for output, row in zip(outputs, weights):
         print(f"Output {output:2d}" + "".join(f"{100 * weight:5.0f}" for weight in row))
 
 
@@ -73,7 +73,7 @@ def plot_weights(
     path: str, inputs: list[list[int]], outputs: list[list[int]], weights: np.ndarray
 ) -> None:
     """Writes a picture of the attention weights (pairs, T_out, T_in), a heatmap for each pair."""
-    size = 1.2 + 0.4 * min(len(inputs[0]), LABELS_UP_TO)  # inches
+    size = 1 + 0.25 * min(len(inputs[0]), LABELS_UP_TO)  # inches
     figure = Figure(figsize=(size * len(inputs) + 0.8, size), layout="constrained")
     axes = figure.subplots(1, len(inputs), squeeze=False)[0]
     for axis, pair_in, pair_out, weight in zip(axes, inputs, outputs, weights):

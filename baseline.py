@@ -13,6 +13,7 @@ import signal
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script at once
 
+import inspect
 import json
 import os
 import sys
@@ -64,8 +65,8 @@ def train(model: keras.Model, X: np.ndarray, y: np.ndarray, verbose: int = 0) ->
     """Makes one update for each pair, in order: the article's training, batch size 1.
 
     The same as `for i in range(len(X)): model.train_on_batch(X[i : i + 1], y[i : i + 1])`, compiled
-    once for all models of the same layers, loss and optimizer settings. Any number of threads may
-    train at a time, each its own model.
+    once for all models of the same layers (names included), loss and optimizer settings. Any number
+    of threads may train at a time, each its own model.
 
     Args:
         model: A model compiled with a loss and a plain Adam, with float32 layers.
@@ -96,8 +97,7 @@ def train(model: keras.Model, X: np.ndarray, y: np.ndarray, verbose: int = 0) ->
         X_part, y_part = X[start : start + PAIRS_PER_CALL], y[start : start + PAIRS_PER_CALL]
         n_pairs = len(X_part)
         # Always arrays of one shape, so that one compilation serves them all.
-        rest = [(0, PAIRS_PER_CALL - n_pairs), (0, 0), (0, 0)]
-        X_part, y_part = np.pad(X_part, rest), np.pad(y_part, rest)
+        X_part, y_part = (np.resize(a, (PAIRS_PER_CALL, *a.shape[1:])) for a in (X_part, y_part))
         state, loss = update_on_pairs(state, learning_rate, X_part, y_part, tf.constant(n_pairs))
         losses.append(loss[:n_pairs])
     for variable, value in zip(keras.tree.flatten(variables), keras.tree.flatten(state)):
@@ -149,6 +149,7 @@ def compiled_functions(model: keras.Model) -> tuple[Callable, Callable]:
     with COMPILING:
         # The model may have been given other settings since: then it no longer stands for these.
         if key not in COMPILED or architecture(COMPILED[key][0]) != key:
+            COMPILED.pop(key, None)
             if len(COMPILED) == 8:
                 del COMPILED[next(iter(COMPILED))]
             COMPILED[key] = model, compile_functions(model)
@@ -161,12 +162,13 @@ def architecture(model: keras.Model) -> tuple:
     if settings.get("compile_config"):  # the name counts up, the learning rate is no constant
         optimizer = model.optimizer.get_config() | {"name": None, "learning_rate": None}
         settings["compile_config"]["optimizer"] = optimizer
-    settings = json.dumps(settings)
     # They name classes and functions, but these may have been written anew under the same name.
-    losses = keras.tree.flatten(getattr(model, "loss", None))
-    classes = [type(part) for part in (model, *model.layers, *losses)]
-    functions = any(f'"class_name": "{name}"' in settings for name in ("function", "__lambda__"))
-    return settings, *classes, *([model, *losses] if functions else [])
+    parts = [model, *keras.tree.flatten(getattr(model, "loss", None))]
+    for layer in model._flatten_layers(include_self=False):
+        own = [value for name, value in vars(layer).items() if not hasattr(type(layer), name)]
+        parts += [layer, *own]  # activations, regularizers, ...
+    named = [part if inspect.isfunction(part) else type(part) for part in parts if callable(part)]
+    return json.dumps(settings), *named
 
 
 def compile_functions(model: keras.Model) -> tuple[Callable, Callable]:
@@ -179,7 +181,7 @@ def compile_functions(model: keras.Model) -> tuple[Callable, Callable]:
     def with_values(weights, others):
         """While this holds, the model's variables have the values given."""
         variables = model.trainable_variables + model.non_trainable_variables
-        return keras.StatelessScope(zip(variables, weights + others))
+        return keras.StatelessScope(zip(variables, weights + others), collect_losses=True)
 
     @tf.function(jit_compile=tf.test.is_built_with_xla())
     def update_on_pairs(state, learning_rate, X, y, n_pairs):
@@ -244,8 +246,10 @@ def check_compiled(model: keras.Model) -> None:
             )
     if type(model).train_step is not keras.Model.train_step:
         raise ValueError(f"model must have Keras' own train_step, got that of {type(model)}")
+    if not model.built:
+        raise ValueError(f"model must be built, for example by a keras.Input, got {model.name!r}")
     adam.build(model.trainable_variables)
-    if [m.shape for m in adam._momentums] != [w.shape for w in model.trainable_variables]:
+    if list(map(id, adam._trainable_variables)) != list(map(id, model.trainable_variables)):
         raise ValueError("model must be compiled again: its weights are not its optimizer's")
 
 

@@ -92,34 +92,34 @@ def run_repeat(model: keras.Model, seed: int, problem: dict) -> dict:
 
 
 def run_repeats(args: Namespace, settings: dict, results: dict) -> None:
-    """Runs the repeats that `results` lacks; adds each to it, saves it and prints what is known."""
+    """Runs the repeats that `results` lacks; saves each, adds it and prints what is known."""
     to_print = [(name, repeat) for name in MODELS for repeat in range(args.n_repeats)]
-    n_missing = sum(key not in results for key in to_print)
+    to_run = [(name, repeat) for repeat in range(args.n_repeats) for name in MODELS]
+    missing = [key for key in to_run if key not in results]
     print_known(to_print, results)
-    if not n_missing:
+    if not missing:
         return
-    executor = make_executor(args, n_missing)
+    executor, n_ahead = make_executor(args, len(missing))
     problem = {name: value for name, value in settings.items() if name not in ("n_units", "seed")}
-    futures = {}
-    for repeat in range(args.n_repeats):
-        for name, make_model in MODELS.items():
-            if (name, repeat) not in results:
-                # Made here, one by one: Keras has one source of random numbers for all threads.
-                keras.utils.set_random_seed(args.seed + repeat)
-                model = make_model(args.n_timesteps_in, args.n_features, args.n_units)
-                future = executor.submit(run_repeat, model, args.seed + repeat, problem)
-                futures[future] = name, repeat
-    for n_finished, future in enumerate(as_completed(futures), 1):
-        name, repeat = futures[future]
+    futures, to_submit = {}, iter(missing)
+    for n_finished in range(len(missing)):
+        show_progress(f"{n_finished} of {len(missing)} trainings")
+        for name, repeat in itertools.islice(to_submit, n_ahead - len(futures)):
+            # Made here, one by one: Keras has one source of random numbers for all threads.
+            keras.utils.set_random_seed(args.seed + repeat)
+            model = MODELS[name](args.n_timesteps_in, args.n_features, args.n_units)
+            future = executor.submit(run_repeat, model, args.seed + repeat, problem)
+            futures[future] = name, repeat
+        future = next(as_completed(futures))
+        name, repeat = futures.pop(future)
         try:
-            results[name, repeat] = future.result()
+            result = future.result()
         except Exception as error:
             raise RuntimeError(f"repeat {repeat} of the {name} model failed: {error!r}") from error
-        save_repeat(args.output, name, repeat, settings, results[name, repeat])
+        save_repeat(args.output, name, repeat, settings, result)
+        results[name, repeat] = result
         show_progress("")
         print_known(to_print, results)
-        show_progress(f"{n_finished} of {n_missing} trainings")
-    show_progress("")
 
 
 def print_known(to_print: list[tuple[str, int]], results: dict) -> None:
@@ -220,12 +220,16 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def make_executor(args: Namespace, n_trainings: int) -> Executor:
-    """Returns what runs the trainings: threads of this process, or a Dask cluster."""
+def make_executor(args: Namespace, n_trainings: int) -> tuple[Executor, int]:
+    """Returns what runs the trainings, threads of this process or a Dask cluster.
+
+    Also returns how many trainings it is to have ahead.
+    """
     if not args.scheduler:
-        jobs = max(1, min(args.jobs, n_trainings))
-        tf.config.threading.set_intra_op_parallelism_threads(jobs)  # a thread for each training
-        return ThreadPoolExecutor(jobs)
+        jobs = min(args.jobs, n_trainings)
+        with contextlib.suppress(RuntimeError):  # in a process where TensorFlow was in use before
+            tf.config.threading.set_intra_op_parallelism_threads(jobs)  # one for each training
+        return ThreadPoolExecutor(jobs), jobs + 1
     from distributed import Client  # only clusters need it
 
     client = Client(args.scheduler, timeout="10s", set_as_default=False)
@@ -233,18 +237,18 @@ def make_executor(args: Namespace, n_trainings: int) -> Executor:
         client.upload_file(str(pathlib.Path(__file__).with_name(f"{name}.py")))
     if not client.scheduler_info()["workers"]:
         print(f"Waiting for workers of {args.scheduler}", file=sys.stderr)
-    return client.get_executor(pure=False)
+    return client.get_executor(pure=False), 100
 
 
 def check_scheduler(address: str) -> None:
     """Raises ValueError unless the address can be a Dask scheduler's and distributed is there."""
     try:
         parts = urllib.parse.urlsplit(address)
-        valid = parts.scheme in ("tcp", "tls") and parts.hostname and parts.port
+        valid = parts.scheme == "tcp" and parts.hostname and parts.port
     except ValueError:  # a port that is no number
         valid = False
     if not valid:
-        raise ValueError(f"scheduler must be tcp://HOST:PORT or tls://HOST:PORT, got {address!r}")
+        raise ValueError(f"scheduler must be tcp://HOST:PORT, got {address!r}")
     if not importlib.util.find_spec("distributed"):
         raise ValueError("scheduler needs the package distributed: pip install distributed")
 
@@ -271,8 +275,8 @@ def read_repeats(output: pathlib.Path, settings: dict) -> dict:
             made_with = result.pop("settings")
             others = [setting for setting in settings if made_with[setting] != settings[setting]]
             numbers = [result[key] for key in ("accuracy", "seconds", "n_weights")]
-            whole = np.isfinite([*numbers, *result["losses"]]).all() and name in MODELS
-            if not others and not (whole and len(result["losses"]) == n_windows):
+            whole = np.isfinite(numbers).all() and name in MODELS
+            if not others and not (whole and np.shape(np.abs(result["losses"])) == (n_windows,)):
                 raise ValueError
             results[name, int(repeat)] = result
         except OSError as error:
@@ -327,8 +331,8 @@ def end_early(args: Namespace, settings: dict, results: dict, reason: str, statu
     with contextlib.suppress(OSError):  # which may be the reason
         if results:
             write_accuracies(args.output, settings, results)
-    show_progress("")
-    line = f"compare.py: {reason}. Finished, in {args.output}: {', '.join(finished)}{hint}\n"
+    line = "\r\033[K" if sys.stderr.isatty() else ""
+    line += f"compare.py: {reason}. Finished, in {args.output}: {', '.join(finished)}{hint}\n"
     with contextlib.suppress(OSError):
         os.write(2, line.encode(errors="replace"))
     os._exit(status)  # the trainings' threads cannot be stopped in any other way
@@ -378,8 +382,8 @@ def main() -> None:
         run_repeats(args, settings, results)
         write_accuracies(args.output, settings, results)
         write_curves(args.output, results, args.n_repeats, args.n_updates)
-    except (OSError, RuntimeError) as error:
-        end((str(error) or repr(error)).splitlines()[0], status=1)
+    except Exception as error:
+        end((str(error) or repr(error)).splitlines()[0].rstrip("."), status=1)
     print_statistics(results, args.n_repeats)
     print("\nWritten: " + ", ".join(str(args.output / name) for name in RESULT_FILES))
 

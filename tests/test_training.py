@@ -57,7 +57,7 @@ def test_train_is_one_update_for_each_pair_in_order(make_model):
 
 
 def test_train_as_keras_does_with_all_that_a_model_may_have():
-    """Regularizers, constraints, weights not trained, those a layer sets, rate and loss."""
+    """Regularizers, constraints, losses of layers, weights not trained, rate and loss."""
     layers = keras.layers
     models = [
         keras.Sequential(
@@ -65,7 +65,7 @@ def test_train_as_keras_does_with_all_that_a_model_may_have():
                 keras.Input((4, 10)),
                 layers.LSTM(6, return_sequences=True, kernel_regularizer="l2"),
                 layers.BatchNormalization(),
-                layers.Dense(7, "relu", kernel_constraint="non_neg"),
+                layers.Dense(7, "relu", kernel_constraint="non_neg", activity_regularizer="l2"),
                 layers.Dense(7, "relu", trainable=False),
                 layers.Dense(10),
             ]
@@ -97,17 +97,18 @@ def test_train_as_keras_does_with_all_that_a_model_may_have():
 
 def test_threads_make_no_difference():
     X, y = get_pairs(700, 3, 1, 8, np.random.default_rng(0))
-    models = [make_model(3, 8, 12) for _ in range(2) for make_model in MODELS]
-    for first, again in zip(models[:2], models[2:]):
-        again.set_weights(first.get_weights())
+    models = [make_model(3, 8, 12) for _ in range(3) for make_model in MODELS]
+    for i, model in enumerate(models):
+        model.set_weights(models[i % 2].get_weights())
     one_by_one = [train(model, X, y) for model in models[:2]]
-    with ThreadPoolExecutor(2) as executor:
+    baseline.COMPILED.clear()
+    with ThreadPoolExecutor(4) as executor:
         at_once = list(executor.map(lambda model: train(model, X, y), models[2:]))
-    np.testing.assert_array_equal(one_by_one, at_once)
-    for first, again in zip(models[:2], models[2:]):
-        for a, b in zip(first.get_weights(), again.get_weights()):
+    np.testing.assert_array_equal(one_by_one * 2, at_once)
+    for i, model in enumerate(models):
+        for a, b in zip(model.get_weights(), models[i % 2].get_weights()):
             np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(predict(first, X), predict(again, X))
+        np.testing.assert_array_equal(predict(model, X), predict(models[i % 2], X))
 
 
 def test_what_is_compiled_is_that_of_the_models_settings_now():
@@ -137,6 +138,17 @@ def test_what_is_compiled_is_that_of_the_models_settings_now():
         return keras.ops.sum(2 * outputs**2)
 
     assert first_loss(first, loss) == pytest.approx(2 * a, rel=0.1)
+
+    def with_activation(relu):  # a name that Keras has, too
+        dense = keras.layers.Dense(6, relu, name="dense")
+        wrapped = keras.layers.TimeDistributed(dense, name="wrapped")
+        return keras.Sequential([keras.Input((2, 6), name="pairs"), wrapped], name="model")
+
+    def relu(x):
+        return 3 * x + 1
+
+    for model in (with_activation("relu"), with_activation(relu)):
+        first_loss(model, "mse")
 
 
 def test_parts_make_no_difference():
@@ -415,4 +427,14 @@ def test_train_refuses_other_precisions_other_steps_and_other_weights():
     train(model, X, y)
     layer.trainable = False
     with pytest.raises(ValueError, match="model must be compiled again"):
+        train(model, X, y)
+    again = keras.models.clone_model(model)
+    layer.trainable = True
+    again.compile(model.optimizer, "mse")
+    with pytest.raises(ValueError, match="model must be compiled again"):
+        train(again, X, y)
+
+    model = keras.Sequential([keras.layers.Dense(6)], name="unbuilt")
+    model.compile("adam", "mse")
+    with pytest.raises(ValueError, match="model must be built, .* got 'unbuilt'"):
         train(model, X, y)
