@@ -853,10 +853,11 @@ def test_the_docstrings_examples():
     assert runner.summarize().failed == 0
 
 
-def test_one_input_step_gives_no_warning():
+@pytest.mark.parametrize("unroll", [False, True])
+def test_one_input_step_gives_no_warning(unroll):
     """Keras warns of a softmax of one number, and of variables without a gradient."""
     inputs = keras.Input((1, 6))
-    layer = AttentionDecoder(7, 5, output_length=2)
+    layer = AttentionDecoder(7, 5, output_length=2, unroll=unroll)
     model = keras.Model(inputs, layer(inputs))
     model.compile("adam", "categorical_crossentropy")
     with warnings.catch_warnings():
