@@ -467,8 +467,8 @@ def _are_ids(name, y, rank):
 def _check_shape(name, tensor, right):
     """Raises ValueError unless the shape is right as far as it is known."""
     shape = tuple(tensor.shape)
-    known = zip(shape, right) if len(shape) == len(right) else [(shape, right)]
-    if any(a != b for a, b in known if a is not None and b is not None):
+    known = [(a, b) for a, b in zip(shape, right) if a is not None and b is not None]
+    if len(shape) != len(right) or any(a != b for a, b in known):
         raise ValueError(f"{name} must have the shape {right}, got {shape}")
 
 
