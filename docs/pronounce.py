@@ -108,9 +108,8 @@ def make_model():
     phonemes = keras.Input((None,), dtype="int32")  # (B, Tout)
     encoded = layers.Embedding(len(LETTERS) + 1, 64, mask_zero=True)(letters)
     for _ in range(2):
-        encoded = layers.Bidirectional(layers.LSTM(128, return_sequences=True))(
-            encoded
-        )  # (B, Tin, 256)
+        lstm = layers.LSTM(128, return_sequences=True)
+        encoded = layers.Bidirectional(lstm)(encoded)  # (B, Tin, 256)
     decoder = AttentionDecoder(128, len(PHONEMES) + 1, feedback="argmax")
     model = keras.Model([letters, phonemes], decoder(encoded, phonemes))
     return model, keras.Model(letters, encoded), decoder
