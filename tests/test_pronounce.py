@@ -154,10 +154,10 @@ def test_the_script_run_small(tmp_path):
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     assert re.search(
-        r"^2\d\d words to learn, \d\d to test, \d\d\d,\d\d\d weights$", run.stdout, re.M
+        r"^2\d\d words to learn, \d\d to test, \d\d\d,\d\d\d weights$", run.stdout, re.MULTILINE
     )
-    assert re.search(r"^greedy +\d+\.\d\d +\d+\.\d\d +\d+\.\d$", run.stdout, re.M)
-    assert re.search(r"^beam of 5 +\d+\.\d\d +\d+\.\d\d +\d+\.\d$", run.stdout, re.M)
+    assert re.search(r"^greedy +\d+\.\d\d +\d+\.\d\d +\d+\.\d$", run.stdout, re.MULTILINE)
+    assert re.search(r"^beam of 5 +\d+\.\d\d +\d+\.\d\d +\d+\.\d$", run.stdout, re.MULTILINE)
     picture = (tmp_path / "new" / "pronounce.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
 
