@@ -308,7 +308,7 @@ class AttentionDecoder(keras.layers.Layer):
         W = joined(self.W_r, self.W_z, self.W_p, self.W_o)  # (m, 3u + o)
         C = joined(self.C_r, self.C_z, self.C_p, self.C_o)  # (D, 3u + o)
         b = joined(self.b_r, self.b_z, self.b_p, self.b_o)  # (3u + o,)
-        return U, W, C, b, self._cast(self.U_p)
+        return U, W, C, b
 
     def _split(self, x):
         """The four parts of a product with joined weights."""
@@ -320,7 +320,7 @@ class AttentionDecoder(keras.layers.Layer):
     def _step(self, x, s, memory, weights):
         """From x_t and s_{t-1} to y_t, s_t and α_t."""
         h, k, *mask = memory
-        U, W, C, b, U_p = weights
+        U, W, C, b = weights
         sW_a, sU_r, sU_z, sU_o = self._split(ops.matmul(s, U))
         # e_tj = tanh(s_{t-1} W_a + k_j) · V_a
         scores = _scores if self.unroll else _remat(_scores)
@@ -341,7 +341,7 @@ class AttentionDecoder(keras.layers.Layer):
         # z_t = σ(i_z + s_{t-1} U_z)
         z = ops.sigmoid(i_z + sU_z)  # (B, u)
         # p_t = activation(i_p + (r_t ∘ s_{t-1}) U_p)
-        p = self.activation(i_p + ops.matmul(r * s, U_p))  # (B, u)
+        p = self.activation(i_p + ops.matmul(r * s, self._cast(self.U_p)))  # (B, u)
         # y_t = output_activation(i_o + s_{t-1} U_o)
         y = self.output_activation(i_o + sU_o)  # (B, o)
         # s_t = (1 - z_t) ∘ s_{t-1} + z_t ∘ p_t
