@@ -1,4 +1,4 @@
-"""How fast it is, by hand: `.venv/bin/python tests/benchmark.py`. A few minutes, on one core first.
+"""How fast it is, by hand: `python tests/benchmark.py`. A few minutes, on one core first.
 
 Prints, as medians, the time of an update of the article's models made in four ways, and the time
 of a training step, the time to compile and the peak memory of the layer for longer sequences. Every
@@ -143,14 +143,14 @@ def main() -> None:
         return
 
     cores_measured = sorted({1, available_cores()})
-    print(f"{'The article’s models, ms an update':60} {'cores':>5} {'ms':>8} {'ratio':>7}")
+    print(f"{'Updates of the models, ms each':66} {'cores':>5} {'ms':>8} {'ratio':>7}")
     for cores in cores_measured:
         result = measure(cores, "updates", args.repeats)
         for name, milliseconds in result.items():
             if "article" in name:
                 article = milliseconds
             ratio = article / milliseconds
-            print(f"{name:60} {cores:5} {milliseconds:8.3f} {ratio:7.1f}", flush=True)
+            print(f"{name:66} {cores:5} {milliseconds:8.3f} {ratio:7.1f}", flush=True)
 
     print("\nThe layer: a training step, batch 32, T steps in and out, 150 units, 50 outputs")
     print(f"{'':12} {'XLA':>4} {'T':>4} {'cores':>6} {'compile s':>10} {'step ms':>8} {'MB':>6}")
