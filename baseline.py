@@ -109,9 +109,8 @@ def train(model: keras.Model, X: np.ndarray, y: np.ndarray, verbose: int = 0) ->
 def predict(model: keras.Model, X: np.ndarray) -> np.ndarray:
     """Returns the model's outputs for X, as `model.predict_on_batch(X)`; compiled as in `train`."""
     _, outputs_of = compiled_functions(model)
-    return outputs_of(
-        keras.tree.map_structure(tf.convert_to_tensor, model_variables(model)), X
-    ).numpy()
+    values = keras.tree.map_structure(tf.convert_to_tensor, model_variables(model))
+    return outputs_of(values, X).numpy()
 
 
 def evaluate(
@@ -224,6 +223,7 @@ def adam_update(model, weights, gradients, m, v, t, learning_rate):
 
 
 def model_variables(model: keras.Model) -> list:
+    """Returns the weights, and the other variables that the model's layers set, as two lists."""
     return [model.trainable_variables, model.non_trainable_variables]
 
 

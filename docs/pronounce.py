@@ -1,4 +1,4 @@
-"""From letters to phonemes, a project that copied the layer: `python docs/pronounce.py`.
+"""From letters to phonemes, the layer on real data. Run it with `python docs/pronounce.py`.
 
 Learns from the CMU Pronouncing Dictionary that "thought" is TH AO T. Then it pronounces words that
 it never saw, greedily and with a beam search, counts its errors, and draws where it looks while it
