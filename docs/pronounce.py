@@ -198,7 +198,7 @@ def plot(path, encoder, decoder):
         encoded = encoder(pad([word], LETTERS, len(word)))
         y, scores = decoder(encoded, output_length=STEPS, return_attention_scores=True)
         (spoken,) = read(ops.convert_to_numpy(ops.argmax(y, axis=-1)))
-        image = axis.imshow(scores[0, : len(spoken)], vmin=0, vmax=1, cmap="Blues")
+        image = axis.imshow(scores[0, : len(spoken) or 1], vmin=0, vmax=1, cmap="Blues")
         axis.set_xticks(range(len(word)), word)
         axis.set_yticks(range(len(spoken)), spoken)
         axis.set_title(word)

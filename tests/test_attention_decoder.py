@@ -28,6 +28,7 @@ elif BACKEND == "jax":
     import jax
 
     jax.config.update("jax_enable_x64", True)  # lets a float64 layer be one
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling takes most of the time
 else:
     import torch
 

@@ -1,5 +1,6 @@
 """Both READMEs: their blocks are run, their claims looked up, and they say the same."""
 
+import importlib
 import pathlib
 import re
 import shlex
@@ -15,12 +16,12 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = BLOCK.findall(ENGLISH)
 COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 # Small flags come last and win; what a command does besides is run as printed.
-SMALL = "--n-updates 20 --n-units 4 --n-timesteps-in 2 --n-timesteps-out 1"
+SMALL = "--n-updates 20 --n-units 5 --n-features 6 --n-timesteps-in 2 --n-timesteps-out 1"
 FLAGS = {
-    "compare.py": SMALL + " --n-repeats 1",
-    "attention.py": SMALL,
-    "baseline.py": SMALL,
-    "data_prep.py": "",
+    "compare": SMALL + " --n-repeats 1",
+    "attention": SMALL,
+    "baseline": SMALL,
+    "data_prep": "",
 }
 
 
@@ -56,16 +57,19 @@ def test_python_blocks_run_as_pasted(tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_run(command, tmp_path):
+def test_commands_run(command, tmp_path, monkeypatch, run_main):
     words = shlex.split(command)
-    script = words[1]
+    script = words[1].removesuffix(".py")
     if script not in FLAGS:
         return  # setting up and the tests: CI runs them as printed; docs/: has a test of its own
     if "--scheduler" in command:
         pytest.skip("run in test_compare.py against a cluster of its own")
-    words = [sys.executable, str(ROOT / script), *words[2:], *FLAGS[script].split()]
-    run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    monkeypatch.chdir(tmp_path)
+    assert words[0] == "python"
+    status, stdout, stderr = run_main(
+        importlib.import_module(script), *words[2:], *FLAGS[script].split()
+    )
+    assert (status, stderr) == (0, "") and stdout
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
@@ -178,11 +182,11 @@ print(expected.shape)
 
 
 @pytest.mark.parametrize("script", FLAGS)
-def test_the_help_shows_the_articles_values_in_80_columns(script):
-    run = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True)
-    assert run.returncode == 0 and run.stderr == ""
-    assert max(map(len, run.stdout.splitlines())) <= 80
-    help = re.sub(r"\s+", " ", run.stdout)
+def test_the_help_shows_the_articles_values_in_80_columns(script, run_main):
+    status, stdout, stderr = run_main(importlib.import_module(script), "--help")
+    assert (status, stderr) == (0, "")
+    assert max(map(len, stdout.splitlines())) <= 80
+    help = re.sub(r"\s+", " ", stdout)
     defaults = {"in": 5, "out": 2, "features": 50, "units": 150, "updates": 5000}
-    for name, value in list(defaults.items())[: 3 if script == "data_prep.py" else 5]:
+    for name, value in list(defaults.items())[: 3 if script == "data_prep" else 5]:
         assert re.search(rf"--n-(timesteps-)?{name} N [^-]*\(default: {value}\)", help), name
