@@ -193,16 +193,19 @@ def error_rates(spoken, right):
 
 def plot(path, encoder, decoder):
     """Writes a picture of what is said of a few words and where the decoder looks meanwhile."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    for axis, word in zip(figure.subplots(1, len(PICTURE)), PICTURE):
+    figure = Figure(figsize=(8.5, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(PICTURE))
+    for axis, word in zip(axes, PICTURE):
         encoded = encoder(pad([word], LETTERS, len(word)))
         y, scores = decoder(encoded, output_length=STEPS, return_attention_scores=True)
         (spoken,) = read(ops.convert_to_numpy(ops.argmax(y, axis=-1)))
         image = axis.imshow(scores[0, : len(spoken) or 1], vmin=0, vmax=1, cmap="Blues")
         axis.set_xticks(range(len(word)), word)
         axis.set_yticks(range(len(spoken)), spoken)
+        axis.set_xlabel("letter")
         axis.set_title(word)
-    figure.colorbar(image, ax=figure.axes, label="attention weight", shrink=0.8)
+    axes[0].set_ylabel("phoneme")
+    figure.colorbar(image, ax=axes, label="attention weight", shrink=0.8)
     figure.savefig(path, dpi=120)
 
 

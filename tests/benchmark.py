@@ -150,7 +150,7 @@ def main() -> None:
             if "article" in name:
                 article = milliseconds
             ratio = article / milliseconds
-            print(f"{name:66} {cores:5} {milliseconds:8.3f} {ratio:7.1f}", flush=True)
+            print(f"{name:66} {cores:5} {milliseconds:8.2f} {ratio:7.1f}", flush=True)
 
     print("\nThe layer: a training step, batch 32, T steps in and out, 150 units, 50 outputs")
     print(f"{'':12} {'XLA':>4} {'T':>4} {'cores':>6} {'compile s':>10} {'step ms':>8} {'MB':>6}")

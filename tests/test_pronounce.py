@@ -152,7 +152,7 @@ def test_the_script_run_small(tmp_path, monkeypatch, run_main):
     monkeypatch.setattr(pronounce, "LENGTHS", (9, 22))  # half of what takes the time: compiling
     flags = ["--n-words", "300", "--epochs", "1", "--output", tmp_path / "new"]
     status, stdout, stderr = run_main(pronounce, *flags)
-    assert (status, stderr) == (0, "")
+    assert status == 0, stderr  # which has log lines where another test imported TensorFlow
     assert re.search(
         r"^2\d\d words to learn, \d\d to test, \d\d\d,\d\d\d weights$", stdout, re.MULTILINE
     )
