@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every command whose figures the READMEs quote and shows what each prints, with its time and
-# memory: about 40 minutes. In a new clone with the README's environment, tests/requirements.txt too:
+# memory: half an hour. In a new clone with the README's environment, tests/requirements.txt too:
 #   bash docs/outputs.sh | tee outputs.txt && mv outputs.txt docs/
 cd "$(dirname "$0")/.." || exit
 

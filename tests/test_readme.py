@@ -62,8 +62,6 @@ def test_commands_run(command, tmp_path, monkeypatch, run_main):
     script = words[1].removesuffix(".py")
     if script not in FLAGS:
         return  # setting up and the tests: CI runs them as printed; docs/: has a test of its own
-    if "--scheduler" in command:
-        pytest.skip("run in test_compare.py against a cluster of its own")
     monkeypatch.chdir(tmp_path)
     assert words[0] == "python"
     status, stdout, stderr = run_main(
@@ -128,6 +126,44 @@ def test_both_have_the_same_blocks_tables_numbers_and_links():
         assert rows[0] == rows[1], f"tables of section {number} differ"
         codes = [sorted(re.findall(r"`[^`]+`", text)) for text in (english, chinese)]
         assert codes[0] == codes[1], f"code words of section {number} differ"
+
+
+# What no command here prints: versions, sizes that are set, the loss in
+# the picture, papers, and measurements by others.
+ELSEWHERE = set(
+    "0.5 2.0.8 2.0.9 3.2 3.10 5,000 1409.0473 1506.00196 23.10 95.70 21.3 97.4 23.55".split()
+)
+
+
+def test_every_figure_is_in_the_outputs_kept():
+    """docs/outputs.txt: what docs/outputs.sh, with the commands beside the figures, printed."""
+    outputs = (ROOT / "docs" / "outputs.txt").read_text(encoding="utf-8")
+    figure = re.compile(r"\d+(?:[.,]\d+)+")
+    missing = set(figure.findall(BLOCK.sub("", ENGLISH))) - ELSEWHERE - set(figure.findall(outputs))
+    for mean, std in re.findall(r"([\d.]+) ± ([\d.]+)", ENGLISH):
+        if not re.search(rf" {mean} +{std} ", outputs):
+            missing.add(f"{mean} ± {std}")
+
+    runs = {}
+    for run in re.split(r"^\$ ", outputs, flags=re.MULTILINE)[1:]:
+        command, printed, seconds, kilobytes = re.fullmatch(
+            r"(.*)\n((?:.*\n)*?)([\d.]+) s, (\d+) KB\s*", run
+        ).groups()
+        runs[command] = printed, float(seconds), int(kilobytes)
+    printed, seconds, kilobytes = runs["python compare.py"]
+    (tests,) = [run for command, run in runs.items() if command.startswith("python -m pytest")]
+    assert re.search(r"^\d+ passed, \d+ skipped", tests[0], re.MULTILINE)
+    assert printed == next(block for kind, block in BLOCKS if kind == "text")
+    rounded = [
+        f"{seconds:.0f} seconds",
+        f"{kilobytes / 1e6:.1f} GB",
+        f"{int(runs['du -sm .venv'][0].split()[0]) / 1e3:.1f} GB",
+        f"{runs['python docs/pronounce.py'][1] / 60:.0f} minutes",
+        f"{tests[1] / 60:.0f} minutes",
+    ]
+    missing -= {text.split()[0] for text in rounded}
+    missing |= {text for text in rounded if text not in ENGLISH}
+    assert not missing, f"figures that README.md and docs/outputs.txt do not share: {missing}"
 
 
 def test_the_articles_headings_are_found():
