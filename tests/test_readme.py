@@ -156,8 +156,8 @@ def test_every_figure_is_in_the_outputs_kept():
     assert printed == next(block for kind, block in BLOCKS if kind == "text")
     rounded = [
         f"{seconds:.0f} seconds",
-        f"{kilobytes / 1e6:.1f} GB",
-        f"{int(runs['du -sm .venv'][0].split()[0]) / 1e3:.1f} GB",
+        f"{kilobytes * 2**10 / 1e9:.1f} GB",
+        f"{int(runs['du -sm .venv'][0].split()[0]) * 2**20 / 1e9:.1f} GB",
         f"{runs['python docs/pronounce.py'][1] / 60:.0f} minutes",
         f"{tests[1] / 60:.0f} minutes",
     ]
