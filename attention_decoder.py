@@ -8,7 +8,6 @@ alone, runs on TensorFlow, JAX and PyTorch, and on Python 3.9 or later.
 
 # Part of "Attention, read along". Copyright (c) 2026 the authors of that repository. MIT License.
 
-import itertools
 import numbers
 
 import keras
@@ -54,13 +53,10 @@ class AttentionCell(keras.layers.Layer):
             moves_on = isinstance(getattr(initializer, "seed", 0), keras.random.SeedGenerator)
             if isinstance(initializer, keras.initializers.Initializer) and not moves_on:
                 initializer = initializer.clone()
+            rules = {r: getattr(self, f"{kind}_{r}") for r in ("regularizer", "constraint")}
+            autocast = name not in ("V_a", "E")  # scores are float32; of E a few rows are cast
             variable = self.add_weight(
-                name=name,
-                shape=shape,
-                initializer=initializer,
-                regularizer=getattr(self, f"{kind}_regularizer"),
-                constraint=getattr(self, f"{kind}_constraint"),
-                autocast=name not in ("V_a", "E"),  # scores are float32; of E a few rows are cast
+                name=name, shape=shape, initializer=initializer, autocast=autocast, **rules
             )
             setattr(self, name, variable)
 
@@ -128,7 +124,10 @@ class AttentionCell(keras.layers.Layer):
 
     def split(self, x):
         """The four parts of a product with joined weights."""
-        return ops.split(x, [self.units, 2 * self.units, 3 * self.units], axis=-1)
+        u = self.units
+        if keras.backend.backend() == "torch":  # which cannot export ops.split at indices
+            return x[:, :u], x[:, u : 2 * u], x[:, 2 * u : 3 * u], x[:, 3 * u :]
+        return ops.split(x, [u, 2 * u, 3 * u], axis=-1)  # XLA is slow at the gradients of slices
 
     def read_out(self, x, s, c):
         """o_t, for one t or for all at once: x_t W_o + s_{t-1} U_o + c_t C_o + b_o."""
@@ -190,20 +189,18 @@ class AttentionDecoder(keras.layers.Layer):
         targets: Vectors (batch, T_out, o), or ids, integers (batch, T_out), of which -1 feeds
             zeros. A step is fed the one before it (teacher forcing): give them unshifted. To keep
             their padding out of the loss, give `fit` a `sample_weight` (batch, T_out), 0 there.
-        mask: Boolean (batch, T_in), False at padding, whose score is 0. Encoders pass none on from
-            Keras 3.16 on: give it. The outputs carry no mask.
+        mask: Boolean (batch, T_in), False at padding, whose score is 0. Give it: from Keras 3.16
+            on, recurrent layers pass none on. The outputs carry no mask.
         return_attention_scores: Whether to return `(outputs, scores)`. Default: False.
         output_length, initial_state: T_out without targets, and s_0 (batch, u), of this call.
         training: Whether to drop entries, and to compute tanh(s_{t-1} W_a + k_j) again for the
             gradient: T_out times less memory, and on TensorFlow no second derivatives.
 
-    Returns:
-        The outputs (batch, T_out, o), the scores α (batch, T_out, T_in), or both.
+    Returns: The outputs (batch, T_out, o), the scores α (batch, T_out, T_in), or both.
 
-    Raises:
-        ValueError: If an argument is not as above.
+    Raises: ValueError, if an argument is not as above.
 
-    Example: letters to sounds, of any lengths, padded with 0.
+    Example: letters to sounds of any lengths, padded with 0. Both models share their weights.
 
     >>> letters, sounds = keras.Input((None,), dtype="int32"), keras.Input((None,), dtype="int32")
     >>> mask = keras.ops.not_equal(letters, 0)
@@ -212,8 +209,6 @@ class AttentionDecoder(keras.layers.Layer):
     >>> decoder = AttentionDecoder(64, output_dim=40, feedback="argmax", embedding_dim=32)
     >>> trained = keras.Model([letters, sounds], decoder(encoded, sounds, mask=mask))
     >>> model = keras.Model(letters, decoder(encoded, mask=mask, output_length=20))
-    >>> model.output_shape  # it shares its weights with `trained`
-    (None, 20, 40)
     """
 
     def __init__(
@@ -364,22 +359,26 @@ class AttentionDecoder(keras.layers.Layer):
         `step` makes of x_t and the list of states two lists: outputs (batch, …) and new states.
         """
         cell = _LoopCell(step, states, self.compute_dtype)
-        unroll = (
-            self.unroll or keras.backend.backend() == "torch"
-        )  # whose loops are Python's anyway
-        rnn = keras.layers.RNN(cell, return_sequences=True, unroll=unroll, dtype=self.compute_dtype)
-        # Not rnn(…), which would use the cell once more, and later, in a keras.RematScope.
-        outputs = rnn.call(sequence, initial_state=states)
-        rnn.cell = None  # else a cycle of references keeps the batch until it is collected
-        ends = [*itertools.accumulate([0] + cell.widths[:-1]), None]
+        if self.unroll or keras.backend.backend() == "torch":  # whose loops are Python's anyway
+            outputs = []
+            for x in ops.unstack(sequence, axis=1):
+                output, states = cell(x, states)
+                outputs.append(output)
+            outputs = ops.stack(outputs, axis=1)
+        else:
+            rnn = keras.layers.RNN(cell, return_sequences=True, dtype=self.compute_dtype)
+            # Not rnn(…), which would use the cell once more, and later, in a keras.RematScope.
+            outputs = rnn.call(sequence, initial_state=states)
+            rnn.cell = None  # else a cycle of references keeps the batch until it is collected
+        ends = [sum(cell.widths[:i]) for i in range(len(cell.widths))] + [None]
         return [outputs[..., a:b] for a, b in zip(ends, ends[1:])]
 
     def compute_output_spec(
         self, encoded, targets=None, mask=None, return_attention_scores=False, **kwargs
     ):
         batch, steps_in, _ = encoded.shape
-        length = kwargs.get("output_length") or self.output_length or steps_in
-        length = length if targets is None else targets.shape[1]
+        length = _positive_integer("output_length", kwargs.get("output_length"), optional=True)
+        length = (length or self.output_length or steps_in) if targets is None else targets.shape[1]
         scores = keras.KerasTensor((batch, length, steps_in), self.compute_dtype)
         outputs = keras.KerasTensor((batch, length, self.cell.output_dim), self.compute_dtype)
         outputs = scores if self.return_probabilities else outputs
