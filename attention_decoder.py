@@ -247,13 +247,14 @@ class AttentionDecoder(keras.layers.Layer):
         weights = cell.joined("rzpo" if targets is None else "rzp")
         x, s, memory = self.start(encoded, encoded_mask if mask is None else mask, initial_state)
         kept = None
-        if training and self.dropout:  # the same for all t; c_t is linear in h, so h can lose parts
+        if self.dropout and training:  # the same for all t; c_t is linear in h, so h can lose parts
             kept, kept_h = (
                 keras.random.dropout(ops.ones_like(t), self.dropout, seed=self.seed_generator)
                 for t in (x, memory[0][:, 0])
             )
             memory = (memory[0] * kept_h[:, None], *memory[1:])
-        scores = _remat(_scores) if training and not self.unroll else _scores
+        # In a keras.RematScope on JAX, `training` is a tracer, which is neither true nor false.
+        scores = _scores if self.unroll or training is False else _remat(_scores)
         with_scores = bool(return_attention_scores or self.return_probabilities)
 
         def forced(fed, states):
