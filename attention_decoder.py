@@ -209,6 +209,8 @@ class AttentionDecoder(keras.layers.Layer):
     >>> decoder = AttentionDecoder(64, output_dim=40, feedback="argmax", embedding_dim=32)
     >>> trained = keras.Model([letters, sounds], decoder(encoded, sounds, mask=mask))
     >>> model = keras.Model(letters, decoder(encoded, mask=mask, output_length=20))
+    >>> model.output_shape
+    (None, 20, 40)
     """
 
     def __init__(
