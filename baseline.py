@@ -99,21 +99,7 @@ LOCK = threading.Lock()  # one thread at a time makes models or compiles
 
 def compile_updates(model):
     """Returns updates without state: weights, moments and their number go in and come out."""
-    adam = model.optimizer
-    if (
-        type(adam) is not keras.optimizers.Adam
-        or adam.get_config()
-        != keras.optimizers.Adam(
-            float(adam.learning_rate), adam.beta_1, adam.beta_2, adam.epsilon, name=adam.name
-        ).get_config()
-    ):
-        raise ValueError(f"model must be compiled with a plain Adam, got {adam}")
-    rate, beta_1, beta_2, epsilon = (
-        float(adam.learning_rate),
-        adam.beta_1,
-        adam.beta_2,
-        adam.epsilon,
-    )
+    rate, beta_1, beta_2, epsilon = settings_of_adam(getattr(model, "optimizer", None))
     loss_function = keras.losses.get(model.loss)
     constants = [keras.ops.convert_to_numpy(v) for v in model.non_trainable_variables]
 
@@ -145,11 +131,18 @@ def compile_updates(model):
     return update_on_pairs.get_concrete_function(state, X, y, tf.TensorSpec((), tf.int32))
 
 
+def settings_of_adam(adam):
+    """Returns learning rate, betas and epsilon of a plain Adam; others raise a ValueError."""
+    if type(adam) is keras.optimizers.Adam:
+        settings = float(adam.learning_rate), adam.beta_1, adam.beta_2, adam.epsilon
+        if adam.get_config() == keras.optimizers.Adam(*settings, name=adam.name).get_config():
+            return settings
+    raise ValueError(f"model must be compiled with a plain Adam, got {adam}")
+
+
 FLAGS = argparse.ArgumentParser(add_help=False, parents=[PROBLEM_FLAGS])
 FLAGS.add_argument("--n-units", type=at_least(1), default=150, help="units of each recurrent layer")
-FLAGS.add_argument(
-    "--n-updates", type=at_least(1), default=5000, help="updates, each on one new pair"
-)
+FLAGS.add_argument("--n-updates", type=at_least(1), default=5000, help="each on one new pair")
 FLAGS.add_argument("--n-eval", type=at_least(1), default=100, help="new pairs for the accuracy")
 
 

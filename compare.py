@@ -12,8 +12,10 @@ import argparse
 import json
 import os
 import pathlib
+import random
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -44,13 +46,14 @@ def train_evaluate_model(
 
 
 def run_repeat(name, seed, settings):
-    """Makes, trains and evaluates a model: a line of repeats.jsonl, {name: value}.
+    """Makes, trains and evaluates a model; the arguments determine all but the seconds it takes.
 
-    The arguments determine all but the seconds. Its losses are means of WINDOW updates each.
+    Returns its line of repeats.jsonl, a dictionary. The losses in it are means of WINDOW updates.
     """
     problem = dict(settings)
     n_units = problem.pop("n_units")
-    with baseline.LOCK:  # Keras has one source of random numbers for all threads
+    keras_randint = random.Random(seed).randint  # not the one that other threads draw from, too
+    with baseline.LOCK, mock.patch("random.randint", keras_randint):
         keras.utils.set_random_seed(seed)
         model = MODELS[name](problem["n_timesteps_in"], problem["n_features"], n_units)
     start = time.perf_counter()

@@ -77,15 +77,9 @@ def folder(path):
 
 FLAGS = argparse.ArgumentParser(add_help=False)
 FLAGS.add_argument("--n-timesteps-in", type=at_least(1), default=5, help="time steps of a sequence")
-FLAGS.add_argument(
-    "--n-timesteps-out", type=at_least(1), default=2, help="those that the target repeats"
-)
-FLAGS.add_argument(
-    "--n-features", type=at_least(2), default=50, help="different integers in the sequences"
-)
-FLAGS.add_argument(
-    "--seed", type=at_least(0), default=0, help="the same seed gives the same numbers"
-)
+FLAGS.add_argument("--n-timesteps-out", type=at_least(1), default=2, help="those to repeat")
+FLAGS.add_argument("--n-features", type=at_least(2), default=50, help="different integers")
+FLAGS.add_argument("--seed", type=at_least(0), default=0, help="the same gives the same numbers")
 
 
 def parse_arguments(doc, flags):
