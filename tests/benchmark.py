@@ -19,8 +19,9 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from compare import MODELS, available_cores, get_pairs, keras, train  # noqa: E402
+from compare import MODELS, get_pairs, train  # noqa: E402
 from attention_decoder import AttentionDecoder  # noqa: E402
+import keras  # noqa: E402
 
 
 def median_seconds(function, repeats):
@@ -147,7 +148,7 @@ def main() -> None:
         print(json.dumps(function(*arguments)))
         return
 
-    cores_measured = sorted({1, available_cores()})
+    cores_measured = sorted({1, os.cpu_count()})
     print(f"{'Updates of the models, ms each':66} {'cores':>5} {'ms':>8} {'ratio':>7}")
     for cores in cores_measured:
         result = measure(cores, "updates", args.repeats)

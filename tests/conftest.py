@@ -1,6 +1,5 @@
 """What the tests of several scripts share. Imports neither Keras nor a backend."""
 
-import os
 import pathlib
 import signal
 import sys
@@ -17,7 +16,6 @@ def run_main(monkeypatch, capfd):
 
     def run(script, *flags):
         monkeypatch.setattr(sys, "argv", [pathlib.Path(script.__file__).name, *map(str, flags)])
-        monkeypatch.setattr(os, "_exit", sys.exit)
         monkeypatch.setenv("COLUMNS", "80")
         interrupt = signal.getsignal(signal.SIGINT)
         capfd.readouterr()
