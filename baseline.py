@@ -92,7 +92,7 @@ def spot_check(model, X, y):
 
 
 # From here on: the updates, compiled once for all models of one architecture.
-PAIRS_PER_CALL = 500
+PAIRS_PER_CALL = 1000
 COMPILED = {}  # what compile_updates made of the first model of each architecture, by its JSON
 LOCK = threading.Lock()  # one thread at a time makes models or compiles
 

@@ -153,7 +153,8 @@ def main():
 
     # Start the repeats that are missing.
     known = read_repeats(path, settings) if args.resume else {}
-    missing = [(name, seed) for seed in seeds for name in MODELS if (name, seed) not in known]
+    keys = [(name, seed) for seed in seeds for name in reversed(MODELS)]  # the longer ones first
+    missing = [key for key in keys if key not in known]
     executor = make_executor(min(args.jobs, len(missing) or 1), args.scheduler)
     futures = {key: executor.submit(run_repeat, *key, settings) for key in missing}
     for future in futures.values():

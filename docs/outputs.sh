@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every command whose figures the READMEs quote and shows what each prints, with its time and
-# memory: half an hour. In a new clone with the README's environment, tests/requirements.txt too:
+# Runs every command whose figures the texts quote and shows what each prints, with its time and
+# memory: about 45 minutes. In a new clone with the environment of the README's second command:
 #   bash docs/outputs.sh | tee outputs.txt && mv outputs.txt docs/
 cd "$(dirname "$0")/.." || exit
 
@@ -12,13 +12,18 @@ run() {
 
 run du -sm .venv
 run python compare.py
-run python compare.py --n-repeats 30 --resume
-grep -oE '^\| `--[^`]+' README.md | cut -c4- | while read -r problem; do
-    # shellcheck disable=SC2086 # several flags
-    run python compare.py --n-repeats 4 $problem
+# The commands within the texts, but for a cluster's.
+grep -ohE '`python [^`]+\.py[^`]*`' README.md docs/layer.md | tr -d '`' | grep -v HOST |
+    awk '!seen[$0]++' | while read -r command; do
+    # shellcheck disable=SC2086 # several words
+    run $command </dev/null
 done
-run python tests/benchmark.py
-run python docs/pronounce.py
+# The changed lines to try.
+sed 's/AttentionDecoder(n_units, n_features,/& feedback="argmax",/' attention.py >changed.py
+run python changed.py
+sed '/name="encoder"/s/LSTM(n_units,/& go_backwards=True,/' baseline.py >changed.py
+run python changed.py
+rm changed.py
 # Not the test that compares the figures with these outputs, which are not there yet.
 figures=tests/test_readme.py::test_every_figure_is_in_the_outputs_kept
 run python -m pytest -q --disable-warnings --deselect "$figures"

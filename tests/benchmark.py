@@ -1,4 +1,4 @@
-"""How fast it is, by hand: `python tests/benchmark.py`. A few minutes, on one core first.
+"""How fast it is, by hand: `python tests/benchmark.py`. A few minutes, on one core.
 
 Prints, as medians, the time of an update of the article's models made in four ways, and the time
 of a training step, the time to compile and the peak memory of the layer for longer sequences. Every
@@ -125,10 +125,10 @@ def layer_step(T: int, how: str, jit_compile: bool, repeats: int) -> dict:
     }
 
 
-def measure(cores: int, *arguments) -> dict:
-    """Runs one of the two functions above in a process of its own with so many cores."""
-    env = {**os.environ, "TF_NUM_INTRAOP_THREADS": str(cores), "TF_NUM_INTEROP_THREADS": str(cores)}
-    command = [sys.executable, __file__, "--measure", json.dumps([cores, *arguments])]
+def measure(*arguments) -> dict:
+    """Runs one of the two functions above in a process of its own, on one core."""
+    env = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    command = [sys.executable, __file__, "--measure", json.dumps(arguments)]
     run = subprocess.run(command, env=env, capture_output=True, text=True)
     if run.returncode:
         sys.exit(run.stderr)
@@ -141,37 +141,32 @@ def main() -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        cores, name, *arguments = json.loads(args.measure)
+        name, *arguments = json.loads(args.measure)
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
         function = {"updates": updates, "layer_step": layer_step}[name]
         print(json.dumps(function(*arguments)))
         return
 
-    cores_measured = sorted({1, os.cpu_count()})
-    print(f"{'Updates of the models, ms each':66} {'cores':>5} {'ms':>8} {'ratio':>7}")
-    for cores in cores_measured:
-        result = measure(cores, "updates", args.repeats)
-        for name, milliseconds in result.items():
-            if "article" in name:
-                article = milliseconds
-            ratio = article / milliseconds
-            print(f"{name:66} {cores:5} {milliseconds:8.2f} {ratio:7.1f}", flush=True)
+    print(f"{'Updates of the models, ms each':66} {'ms':>8} {'ratio':>7}")
+    for name, milliseconds in measure("updates", args.repeats).items():
+        if "article" in name:
+            article = milliseconds
+        print(f"{name:66} {milliseconds:8.2f} {article / milliseconds:7.1f}", flush=True)
 
     print("\nThe layer: a training step, batch 32, T steps in and out, 150 units, 50 outputs")
-    print(f"{'':13} {'XLA':>4} {'T':>4} {'cores':>6} {'compile s':>10} {'step ms':>8} {'MB':>6}")
-    for cores in cores_measured:
-        for jit_compile in (False, True):
-            for T, how in (
-                (10, "loop"), (20, "loop"), (20, "unroll=True"), (20, "Python loop"),
-                (50, "loop"), (50, "Python loop"), (100, "loop"), (20, "5,000 outputs"),
-            ):  # fmt: skip
-                r = measure(cores, "layer_step", T, how, jit_compile, args.repeats)
-                print(
-                    f"{how:13} {'yes' if jit_compile else 'no':>4} {T:4} {cores:6} "
-                    f"{r['compile']:10.1f} {r['step']:8.1f} {r['memory']:6.0f}",
-                    flush=True,
-                )
+    print(f"{'':13} {'XLA':>4} {'T':>4} {'compile s':>10} {'step ms':>8} {'MB':>6}")
+    for jit_compile in (False, True):
+        for T, how in (
+            (10, "loop"), (20, "loop"), (20, "unroll=True"), (20, "Python loop"),
+            (50, "loop"), (50, "Python loop"), (100, "loop"), (20, "5,000 outputs"),
+        ):  # fmt: skip
+            r = measure("layer_step", T, how, jit_compile, args.repeats)
+            print(
+                f"{how:13} {'yes' if jit_compile else 'no':>4} {T:4} "
+                f"{r['compile']:10.1f} {r['step']:8.1f} {r['memory']:6.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

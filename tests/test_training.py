@@ -62,26 +62,27 @@ def test_train_is_one_update_for_each_pair_in_order(make_model):
 
 def test_train_goes_by_the_model_s_loss_and_the_settings_of_its_adam():
     """Also when they are changed afterwards; and each call starts with a new Adam."""
-    keras.utils.set_random_seed(0)
-    model, reference = baseline_model(4, 10, 16), baseline_model(4, 10, 16)
+    layers = keras.Input((4, 10)), keras.layers.Dense(10, "softmax")
+    model = keras.Sequential(layers)
+    reference = keras.models.clone_model(model)
     reference.set_weights(model.get_weights())
     X, y = get_pairs(9, 4, 2, 10, np.random.default_rng(0))
     model.compile(keras.optimizers.Adam(0.01, beta_1=0.8, beta_2=0.9, epsilon=1e-3), "mse")
     for n_pairs, rate, loss in [(4, 0.01, "mse"), (3, 0.003, "mse"), (2, 0.003, "mae")]:
         adam = keras.optimizers.Adam(rate, beta_1=0.8, beta_2=0.9, epsilon=1e-3)
-        reference.compile(adam, loss, metrics=["acc"])
+        reference.compile(adam, loss)
         if loss == "mae":
             model.compile(model.optimizer, "mae")
         model.optimizer.learning_rate = rate
         pairs = X[:n_pairs], y[:n_pairs]
-        expected = [reference.train_on_batch(x[None], y_i[None])[0] for x, y_i in zip(*pairs)]
+        expected = [reference.train_on_batch(x[None], y_i[None]) for x, y_i in zip(*pairs)]
         np.testing.assert_allclose(train(model, *pairs), expected, rtol=1e-5)
         for after, new in zip(reference.get_weights(), model.get_weights(), strict=True):
             np.testing.assert_allclose(new, after, atol=2e-5)
 
 
 def test_threads_make_no_difference(monkeypatch):
-    X, y = get_pairs(700, 2, 1, 6, np.random.default_rng(0))
+    X, y = get_pairs(1400, 2, 1, 6, np.random.default_rng(0))
     models = [make_model(2, 6, 5) for _ in range(3) for make_model in MODELS]
     for i, model in enumerate(models):
         model.set_weights(models[i % 2].get_weights())
@@ -100,10 +101,10 @@ def test_parts_make_no_difference(monkeypatch):
     keras.utils.set_random_seed(0)
     model = baseline_model(2, 6, 5)
     weights = model.get_weights()
-    X, y = get_pairs(510, 2, 1, 6, np.random.default_rng(0))
+    X, y = get_pairs(1010, 2, 1, 6, np.random.default_rng(0))
     losses = train(model, X, y)
     after = model.get_weights()
-    for n_pairs in (510, 300, 1000):
+    for n_pairs in (1010, 300):
         monkeypatch.setattr(baseline, "COMPILED", {})
         monkeypatch.setattr(baseline, "PAIRS_PER_CALL", n_pairs)
         model.set_weights(weights)
@@ -121,7 +122,7 @@ for _ in range(10):
     for make_model in MODELS.values():
         model = make_model(2, 6, 5)
         accuracy, losses = train_evaluate_model(model, 2, 1, 6, n_updates=10)
-for n_pairs in (1, 500, 600, 7):
+for n_pairs in (1, 1000, 1200, 7):
     train(model, *get_pairs(n_pairs, 2, 1, 6))
 """
     flags = f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text"
@@ -263,9 +264,7 @@ def test_an_output_folder_that_cannot_be(script, tmp_path, run_main):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize("seconds", [0.5, 4])
-def test_ctrl_c_while_compiling_and_while_training(seconds, tmp_path):
-    """It ends the script at once, without a traceback."""
+def test_ctrl_c_ends_it_at_once_without_a_traceback(tmp_path):
     code = (
         "import sys, baseline, attention; print('ready', flush=True); "
         f"sys.argv[1:] = ['--n-updates', '{10**6}']; attention.main()"
@@ -280,7 +279,7 @@ def test_ctrl_c_while_compiling_and_while_training(seconds, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background
     ) as process:
         assert process.stdout.readline() == "ready\n"
-        time.sleep(seconds)
+        time.sleep(1)  # it compiles
         assert process.poll() is None
         before = time.monotonic()
         process.send_signal(signal.SIGINT)
