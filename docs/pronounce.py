@@ -114,10 +114,10 @@ def train(model, words, epochs, rng):
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
     model.compile(keras.optimizers.Adam(rate), [loss] * MODELS, jit_compile=True)
     for epoch in range(epochs):
-        model.reset_metrics()
+        losses = []
         for x, y in draw_batches(words, rng):
-            loss, *_ = model.train_on_batch((x, y), [np.eye(SYMBOLS)[y]] * MODELS)
-        print(f"Epoch {epoch + 1}: loss {loss / MODELS:.4f}", flush=True)
+            losses.append(model.train_on_batch((x, y), [np.eye(SYMBOLS)[y]] * MODELS))
+        print(f"Epoch {epoch + 1}: loss {np.mean(losses, axis=0)[0] / MODELS:.4f}", flush=True)
 
 
 class BeamSearch(keras.Model):

@@ -127,7 +127,7 @@ def greedy(model, letters):
 def test_a_beam_of_1_is_greedy_and_a_beam_of_5_finds_more(dictionary, monkeypatch):
     monkeypatch.setattr(pronounce, "STEPS", 12)
     model = random_model(0.2)
-    letters = pronounce.pad([*WORDS, *list(dictionary[1])[:93]], pronounce.LETTERS, 28)
+    letters = pronounce.pad([*WORDS, *list(dictionary[1])[:43]], pronounce.LETTERS, 28)
     one, five = (pronounce.BeamSearch(model, k).predict(letters, verbose=0) for k in (1, 5))
     np.testing.assert_array_equal(one["ids"], greedy(model, letters))
     for found in one, five:
@@ -178,7 +178,7 @@ def test_it_learns_is_kept_and_says(tmp_path, monkeypatch, run_main):
     flags = ["--n-words", "300", "--epochs", "1", "--output", tmp_path / "new"]
     status, stdout, stderr = run_main(pronounce, *flags)
     assert status == 0, stderr  # which has log lines where another test imported TensorFlow
-    numbers = r"^2\d\d words to learn, \d\d to test, \d,\d\d\d,\d\d\d weights$"
+    numbers = r"^2\d\d words to learn, \d\d to test, [\d,]+ weights$"
     assert re.search(numbers, stdout, re.MULTILINE)
     for k in 1, 5:
         assert re.search(rf"^beam of {k} +\d+\.\d\d +\d+\.\d\d$", stdout, re.MULTILINE)
