@@ -72,7 +72,7 @@ def main():
     keras.utils.set_random_seed(args.seed)
     rng = np.random.default_rng(args.seed)
 
-    # The rest is as in baseline.py, but for the model.
+    # As in baseline.py, with the other model.
     model = attention_model(args.n_timesteps_in, args.n_features, args.n_units)
     train(model, *get_pairs(args.n_updates, *problem, rng))
     accuracy = evaluate(model, *problem, args.n_eval, rng)
@@ -83,9 +83,7 @@ def main():
     X, _ = get_pairs(4, *problem, rng)
     y, weights = attention_weights(model, X)
     inputs, outputs = one_hot_decode(X), one_hot_decode(y)
-    print(
-        f"Attention weights in %, from input {inputs[0]} (columns) to output {outputs[0]} (rows):"
-    )
+    print(f"Attention weights in %, input {inputs[0]} across, output {outputs[0]} down:")
     print(np.round(100 * weights[0]).astype(int))
     path = f"{args.output}/attention.png"
     plot_weights(path, inputs, outputs, weights)

@@ -1,9 +1,9 @@
 """Custom Keras Attention Layer: the article's section 4 (自定义Keras注意层).
 
-`AttentionDecoder` is a Keras layer after the decoder of Bahdanau, Cho & Bengio, "Neural Machine
-Translation by Jointly Learning to Align and Translate" (arXiv:1409.0473), appendix A;
-`AttentionCell` is one step of it. Copy this file into your project: it needs Keras 3.2 or later
-alone, runs on TensorFlow, JAX and PyTorch, and on Python 3.9 or later.
+`AttentionDecoder` is the decoder of Bahdanau, Cho & Bengio, "Neural Machine Translation by Jointly
+Learning to Align and Translate" (arXiv:1409.0473, appendix A) as a Keras layer; `AttentionCell` is
+one step of it. Copy this file into your project: it needs Keras (3.2 or later) and Python 3.9 or
+later, and runs on TensorFlow, JAX and PyTorch.
 """
 
 # Part of "Attention, read along". Copyright (c) 2026 the authors of that repository. MIT License.
@@ -13,12 +13,12 @@ import numbers
 import keras
 from keras import ops
 
-# What may be said of V_a, W_a, U_a and E (kernel), C, U, W and W_s (recurrent) and b (bias).
-DEFAULTS = {
+# kernel_* are for V_a, W_a, U_a and E, recurrent_* for C, U, W and W_s, bias_* for b.
+WEIGHT_DEFAULTS = {
     "kernel_initializer": "glorot_uniform", "kernel_regularizer": None, "kernel_constraint": None,
     "recurrent_initializer": "orthogonal", "recurrent_regularizer": None,
-    "recurrent_constraint": None,
-    "bias_initializer": "zeros", "bias_regularizer": None, "bias_constraint": None,
+    "recurrent_constraint": None, "bias_initializer": "zeros", "bias_regularizer": None,
+    "bias_constraint": None,
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ class AttentionCell(keras.layers.Layer):
         self, units, output_dim, activation="tanh", output_activation="softmax",
         embedding_dim=None, **kwargs,
     ):  # fmt: skip
-        of_weights = {name: kwargs.pop(name, default) for name, default in DEFAULTS.items()}
+        of_weights = {name: kwargs.pop(name, default) for name, default in WEIGHT_DEFAULTS.items()}
         super().__init__(**kwargs)
         self.units = _positive_integer("units", units)
         self.output_dim = _positive_integer("output_dim", output_dim)
@@ -49,12 +49,19 @@ class AttentionCell(keras.layers.Layer):
 
         def weight(name, shape, kind):
             initializer = getattr(self, f"{kind}_initializer")
-            # Used again, it would draw the same numbers, unless its seed moves on by itself.
-            moves_on = isinstance(getattr(initializer, "seed", 0), keras.random.SeedGenerator)
-            if isinstance(initializer, keras.initializers.Initializer) and not moves_on:
-                initializer = initializer.clone()
-            rules = {r: getattr(self, f"{kind}_{r}") for r in ("regularizer", "constraint")}
-            autocast = name not in ("V_a", "E")  # scores are float32; of E a few rows are cast
+            # Used again, it would draw the same numbers, unless its seed is a generator.
+            config = getattr(initializer, "get_config", dict)()
+            if isinstance(config.get("seed"), int):
+                config["seed"] += len(self.weights)
+            if not isinstance(config.get("seed", {}), dict):
+                initializer = initializer.from_config(config)
+            rules = {
+                rule: getattr(self, f"{kind}_{rule}") for rule in ("regularizer", "constraint")
+            }
+            autocast = name not in (
+                "V_a",
+                "E",
+            )  # the scores are float32; E is cast where it is used
             variable = self.add_weight(
                 name=name, shape=shape, initializer=initializer, autocast=autocast, **rules
             )
@@ -74,11 +81,11 @@ class AttentionCell(keras.layers.Layer):
             weight("E", (o, m), "kernel")
 
     def call(self, x, s, memory):
-        weights = self.joined("rzp")
-        s_t, c, alpha, _ = self.attend(self.fed(x, weights), s, memory, weights, _scores)
+        U, C, W, b = self.join("rzp")
+        s_t, c, alpha, _ = self.advance(ops.matmul(x, W) + b, s, memory, U, C, _energies)
         return self.output_activation(self.read_out(x, s, c)), s_t, alpha
 
-    def joined(self, gates):
+    def join(self, gates):
         """The weights of some gates, those of one vector side by side: one product a vector."""
 
         def side_by_side(*names):
@@ -87,29 +94,23 @@ class AttentionCell(keras.layers.Layer):
         U = side_by_side("W_a", *(f"U_{g}" for g in gates if g != "p"))
         return U, *(side_by_side(*(f"{kind}_{g}" for g in gates)) for kind in "CWb")
 
-    def fed(self, x, weights):
-        """x_t W_g + b_g for each of the gates, side by side: (…, 3u) or (…, 3u + o)."""
-        _, _, W, b = weights
-        return ops.matmul(x, W) + b
-
-    def attend(self, fed, s, memory, weights, scores):
-        """From x_t W + b and s_{t-1} to s_t, c_t, α_t and o_t, (B, 0) if o is not of the gates."""
+    def advance(self, xW_b, s, memory, U, C, energies):
+        """From x_t W + b and s_{t-1} to s_t, c_t, α_t and o_t: (B, 0) where no "o" is joined."""
         h, k, *mask = memory
-        U, C, _, _ = weights
         sW_a, sU_r, sU_z, sU_o = self.split(ops.matmul(s, U))
         # e_tj = tanh(s_{t-1} W_a + k_j) · V_a
-        e = scores(sW_a, k, ops.expand_dims(self.V_a, 1))  # (B, Tin)
+        e = energies(sW_a, k, ops.expand_dims(self.V_a, 1))  # (B, Tin)
         if mask:
             e = ops.where(mask[0], e, -3.4e38)  # about the least float32
         # α_t = softmax over j of e_t
-        alpha = ops.softmax(e) if e.shape[-1] != 1 else ops.exp(e - e)  # the first warns of a 1
+        alpha = ops.softmax(e) if e.shape[-1] != 1 else ops.exp(e - e)  # softmax warns of one
         if mask:
             alpha = ops.where(mask[0], alpha, 0)  # a sample that is all padding attends to nothing
         alpha = ops.cast(alpha, self.compute_dtype)
         # c_t = Σ_j α_tj h_j
         c = ops.squeeze(ops.matmul(ops.expand_dims(alpha, 1), h), 1)  # (B, D)
         # i_g = x_t W_g + b_g + c_t C_g for each of the gates g
-        i_r, i_z, i_p, i_o = self.split(fed + ops.matmul(c, C))
+        i_r, i_z, i_p, i_o = self.split(xW_b + ops.matmul(c, C))
         # r_t = σ(i_r + s_{t-1} U_r)
         r = ops.sigmoid(i_r + sU_r)  # (B, u)
         # z_t = σ(i_z + s_{t-1} U_z)
@@ -138,7 +139,7 @@ class AttentionCell(keras.layers.Layer):
         config = super().get_config()
         for name in ("units", "output_dim", "embedding_dim"):
             config[name] = getattr(self, name)
-        for name in ("activation", "output_activation", *DEFAULTS):
+        for name in ("activation", "output_activation", *WEIGHT_DEFAULTS):
             config[name] = _module(name).serialize(getattr(self, name))
         return config
 
@@ -170,33 +171,35 @@ class AttentionDecoder(keras.layers.Layer):
 
     Args:
         units, output_dim: Positive integers u, the width of the state and of the attention, and o.
-        activation, output_activation: Of p_t and y_t. Default: tanh, softmax. For logits,
-            `output_activation="linear"` and `feedback="softmax"`; for regression, the first alone.
+        activation, output_activation: Of p_t and y_t, over the last axis. Default: tanh, softmax.
+            For logits, "linear" with `feedback="softmax"`; for regression, "linear" alone.
         return_probabilities: Whether to return the scores in place of the outputs. Default: False.
         output_length: Positive integer T_out where there are no targets. Default: None, T_in.
         feedback: What is fed of y_{t-1} where there are no targets: None (the default) for y_{t-1}
             itself, an activation of it, or "argmax", the one-hot vector of its largest entry.
-        embedding_dim: Positive integer m for the paper's embedding E (o, m). Default: None, no E.
+        embedding_dim: Positive integer m, for the paper's embedding E. Default: None, no E, m = o.
         dropout, seed: Rate, from 0 (the default) to below 1, at which entries of x_t and c_t are
-            dropped in training, the same for all t of a call; `seed` makes it repeatable.
-        unroll: Whether to unroll the loop: faster for few steps, longer to compile. Default: False.
+            dropped in training, the same for all t of a call.
+        unroll: Whether to unroll the loop: faster for few steps, but longer to compile, and every
+            tanh is kept for the gradient. Default: False.
         kernel_*, recurrent_*, bias_*: `initializer` (glorot_uniform, orthogonal, zeros),
             `regularizer` and `constraint` of V_a, W_a, U_a and E; of C, U, W and W_s; of b.
         **kwargs: `name`, `dtype`, `trainable`: see `keras.layers.Layer`.
 
     Call arguments:
         encoded: The encoder's outputs, (batch, T_in, D).
-        targets: Vectors (batch, T_out, o), or ids, integers (batch, T_out), of which -1 feeds
-            zeros. A step is fed the one before it (teacher forcing): give them unshifted. To keep
-            their padding out of the loss, give `fit` a `sample_weight` (batch, T_out), 0 there.
-        mask: Boolean (batch, T_in), False at padding, whose score is 0. Give it: from Keras 3.16
-            on, recurrent layers pass none on. The outputs carry no mask.
+        targets: Vectors (batch, T_out, o), or ids, integers below o (batch, T_out); -1 feeds zeros.
+            A step is fed the one before it (teacher forcing): give them unshifted. To keep padding
+            out of the loss, give `fit` a `sample_weight` (batch, T_out) that is 0 there.
+        mask: Boolean (batch, T_in), False at padding, whose score is 0. By default the one that
+            comes with `encoded`, but from Keras 3.16 on recurrent layers pass none on: give it.
         return_attention_scores: Whether to return `(outputs, scores)`. Default: False.
         output_length, initial_state: T_out without targets, and s_0 (batch, u), of this call.
-        training: Whether to drop entries, and to compute tanh(s_{t-1} W_a + k_j) again for the
-            gradient: T_out times less memory, and on TensorFlow no second derivatives.
+        training: Whether to drop entries, and to compute each tanh again for the gradient instead
+            of keeping it (Keras 3.9 or later; on TensorFlow, no second derivatives then).
+        encoded_mask: Where Keras puts the mask that comes with `encoded`.
 
-    Returns: The outputs (batch, T_out, o), the scores α (batch, T_out, T_in), or both.
+    Returns: The outputs (batch, T_out, o), the scores α (batch, T_out, T_in), or both; no mask.
 
     Raises: ValueError, if an argument is not as above.
 
@@ -218,7 +221,7 @@ class AttentionDecoder(keras.layers.Layer):
         output_length=None, output_activation="softmax", feedback=None, embedding_dim=None,
         dropout=0.0, seed=None, unroll=False, **kwargs,
     ):  # fmt: skip
-        of_weights = {name: kwargs.pop(name) for name in DEFAULTS if name in kwargs}
+        of_weights = {name: kwargs.pop(name) for name in WEIGHT_DEFAULTS if name in kwargs}
         super().__init__(**kwargs)
         self.cell = AttentionCell(
             units, output_dim, activation, output_activation, embedding_dim, **of_weights,
@@ -226,11 +229,12 @@ class AttentionDecoder(keras.layers.Layer):
         )  # fmt: skip
         self.return_probabilities = return_probabilities
         self.output_length = _positive_integer("output_length", output_length, optional=True)
-        own = feedback in (None, "argmax")
-        self.feedback = feedback if own else keras.activations.get(feedback)
-        if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
+        self.feedback = (
+            feedback if feedback in (None, "argmax") else keras.activations.get(feedback)
+        )
+        if not (isinstance(dropout, numbers.Real) and 0 <= dropout < 1):
             raise ValueError(f"dropout must be a number from 0 to below 1, got {dropout!r}")
-        self.dropout, self.seed = dropout, seed
+        self.dropout, self.seed = float(dropout), seed
         if dropout:
             self.seed_generator = keras.random.SeedGenerator(seed)
         self.unroll = unroll
@@ -246,7 +250,7 @@ class AttentionDecoder(keras.layers.Layer):
         encoded_mask=None, output_length=None, initial_state=None, training=False,
     ):  # fmt: skip
         cell = self.cell
-        weights = cell.joined("rzpo" if targets is None else "rzp")
+        U, C, W, b = cell.join("rzpo" if targets is None else "rzp")
         x, s, memory = self.start(encoded, encoded_mask if mask is None else mask, initial_state)
         kept = None
         if self.dropout and training:  # the same for all t; c_t is linear in h, so h can lose parts
@@ -255,18 +259,19 @@ class AttentionDecoder(keras.layers.Layer):
                 for t in (x, memory[0][:, 0])
             )
             memory = (memory[0] * kept_h[:, None], *memory[1:])
-        # In a keras.RematScope on JAX, `training` is a tracer, which is neither true nor false.
-        scores = _scores if self.unroll or training is False else _remat(_scores)
+        # In a keras.RematScope on JAX (without dropout), `training` is neither True nor False.
+        energies = _energies if self.unroll or training is False else _remat(_energies)
         with_scores = bool(return_attention_scores or self.return_probabilities)
 
-        def forced(fed, states):
+        def forced(xW_b, states):
             (s,) = states
-            s_t, c, alpha, _ = cell.attend(fed, s, memory, weights, scores)
+            s_t, c, alpha, _ = cell.advance(xW_b, s, memory, U, C, energies)
             return [s, c] + [alpha] * with_scores, [s_t]
 
         def free(_, states):
             x, s = states
-            s_t, _, alpha, o = cell.attend(cell.fed(x, weights), s, memory, weights, scores)
+            xW_b = ops.matmul(x, W) + b
+            s_t, _, alpha, o = cell.advance(xW_b, s, memory, U, C, energies)
             x = self.feed(cell.output_activation(o))
             x = x if kept is None else x * kept
             return [o] + [alpha] * with_scores, [x, s_t]
@@ -274,16 +279,15 @@ class AttentionDecoder(keras.layers.Layer):
         if targets is None:
             length = _positive_integer("output_length", output_length, optional=True)
             length = length or self.output_length or ops.shape(encoded)[1]
-            nothing = ops.zeros((ops.shape(x)[0], length, 1), dtype=x.dtype)
-            o, *alpha = self._loop(free, nothing, [x, s])
+            no_input = ops.zeros((ops.shape(x)[0], length, 1), dtype=x.dtype)
+            o, *alpha = self._loop(free, no_input, [x, s])
         else:  # nothing of y is fed back: its products are made for all t at once
-            x = ops.concatenate([x[:, None], self._embed("targets", targets, 2)[:, :-1]], axis=1)
+            x = ops.concatenate([x[:, None], self._embed("targets", targets, 2)], axis=1)[:, :-1]
             x = x if kept is None else x * kept[:, None]
-            s, c, *alpha = self._loop(forced, cell.fed(x, weights), [s])
+            s, c, *alpha = self._loop(forced, ops.matmul(x, W) + b, [s])
             o = cell.read_out(x, s, c)
-        outputs = cell.output_activation(o)
-        if self.return_probabilities:
-            outputs = alpha[0]
+        # Outside of the loop, also where a step made y_t: there the loss finds a softmax's logits.
+        outputs = alpha[0] if self.return_probabilities else cell.output_activation(o)
         return (outputs, alpha[0]) if return_attention_scores else outputs
 
     def start(self, encoded, mask, initial_state=None):
@@ -294,22 +298,20 @@ class AttentionDecoder(keras.layers.Layer):
 
         Args:
             encoded: The encoder's outputs, (batch, T_in, D).
-            mask: Boolean (batch, T_in), False at padding; None where there is none.
+            mask: Boolean (batch, T_in), False at padding; None for none, whatever `encoded` has.
             initial_state: s_0 in place of tanh(h_1 W_s).
         """
-        _refuse_symbolic("start", encoded)
+        _refuse_symbolic("start", encoded, mask, initial_state)
         if not self.built:
             self.build(encoded.shape)
         dtype = self.compute_dtype
         h = ops.cast(encoded, dtype)  # (B, Tin, D)
         h_1 = h[:, 0]  # (B, D)
         if mask is not None:
-            right, got = tuple(h.shape[:2]), tuple(mask.shape)
-            if len(got) != 2 or any(a != b and None not in (a, b) for a, b in zip(right, got)):
-                raise ValueError(f"mask must have the shape {right}, got {got}")
+            _check_shape("mask", mask, *h.shape[:2])
             mask = ops.cast(mask, "bool")
             h = ops.where(mask[:, :, None], h, 0)  # clears even a NaN
-            first = ops.cumsum(ops.cast(mask, "int32"), axis=1) == 1  # and padding after it: 0
+            first = ops.cumsum(ops.cast(mask, "int32"), axis=1) == 1  # and at padding after it, a 0
             h_1 = ops.sum(ops.where(first[:, :, None], h, 0), axis=1)
         # k_j = h_j U_a + b_a
         cell = self.cell
@@ -317,6 +319,7 @@ class AttentionDecoder(keras.layers.Layer):
         # s_0 = tanh(h_1 W_s)
         s_0 = ops.tanh(ops.matmul(h_1, ops.cast(cell.W_s, dtype)))  # (B, u)
         if initial_state is not None:
+            _check_shape("initial_state", initial_state, h.shape[0], cell.units)
             s_0 = ops.cast(initial_state, dtype)
         # x_1 = 0
         x_1 = ops.zeros((ops.shape(h)[0], cell.embedding_dim or cell.output_dim), dtype=dtype)
@@ -337,7 +340,7 @@ class AttentionDecoder(keras.layers.Layer):
 
         Args:
             y: y_t (batch, o), which goes through `feedback`; or ids, integers (batch,), the symbols
-                that were chosen. The id -1 feeds zeros.
+                that were chosen, -1 for zeros.
         """
         _refuse_symbolic("feed", y)
         if not _are_ids("y", y, 1) and self.feedback is not None:
@@ -369,7 +372,9 @@ class AttentionDecoder(keras.layers.Layer):
                 outputs.append(output)
             outputs = ops.stack(outputs, axis=1)
         else:
-            rnn = keras.layers.RNN(cell, return_sequences=True, dtype=self.compute_dtype)
+            rnn = keras.layers.RNN(
+                cell, return_sequences=True, dtype=self.compute_dtype, name="loop"
+            )
             # Not rnn(…), which would use the cell once more, and later, in a keras.RematScope.
             outputs = rnn.call(sequence, initial_state=states)
             rnn.cell = None  # else a cycle of references keeps the batch until it is collected
@@ -394,10 +399,8 @@ class AttentionDecoder(keras.layers.Layer):
         config = {**self.cell.get_config(), **super().get_config()}
         for name in ("return_probabilities", "output_length", "dropout", "seed", "unroll"):
             config[name] = getattr(self, name)
-        config["feedback"] = self.feedback
-        if callable(self.feedback):
-            config["feedback"] = keras.activations.serialize(self.feedback)
-        return config
+        f = self.feedback
+        return {**config, "feedback": keras.activations.serialize(f) if callable(f) else f}
 
 
 class _LoopCell:
@@ -415,12 +418,12 @@ class _LoopCell:
     call = __call__
 
 
-# Computes a function again for its gradient instead of keeping what is in between: with the scores,
-# that would be Tout · Tin · u numbers.
+# Computes a function again for its gradient instead of keeping what is in between: here, that would
+# be Tout · Tin · u numbers.
 _remat = getattr(keras, "remat", lambda function: function)  # Keras 3.9
 
 
-def _scores(sW_a, k, V_a):
+def _energies(sW_a, k, V_a):
     """e_t = tanh(s_{t-1} W_a + k_j) · V_a, V_a as (u, 1), in no less than float32: no overflow."""
     dtype = keras.backend.standardize_dtype(k.dtype)
     dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
@@ -428,12 +431,18 @@ def _scores(sW_a, k, V_a):
     return ops.squeeze(ops.matmul(tanh, ops.cast(V_a, dtype)), 2)  # (B, Tin)
 
 
-def _refuse_symbolic(method, tensor):
-    if isinstance(tensor, keras.KerasTensor):
+def _refuse_symbolic(method, *tensors):
+    if any(isinstance(tensor, keras.KerasTensor) for tensor in tensors):
         raise ValueError(
-            f"{method} must be given tensors, got {tensor}: to use it in a model, write a "
-            "keras.Model with a call, which then has the layer's weights"
+            f"{method} must be given tensors, not a keras.Input: write a keras.Model with a call "
+            "that uses it, which then has the layer's weights"
         )
+
+
+def _check_shape(name, tensor, *shape):
+    got = tuple(tensor.shape)
+    if len(got) != len(shape) or any(a != b and None not in (a, b) for a, b in zip(got, shape)):
+        raise ValueError(f"{name} must have the shape {shape}, got {got}")
 
 
 def _are_ids(name, y, rank):

@@ -16,7 +16,7 @@ import numpy as np
 from data_prep import FLAGS as PROBLEM_FLAGS, at_least, get_pairs, one_hot_decode, parse_arguments
 
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
-stderr = os.dup(2)  # TensorFlow 2.21 writes six lines as it is imported, whatever its settings:
+stderr = os.dup(2)  # TensorFlow 2.21 writes six lines when it is imported, whatever its settings:
 faulthandler.enable(stderr)  # they are not shown, but where it crashes is
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 try:
@@ -53,9 +53,10 @@ def train(model, X, y):
     """Makes one update for each pair, in order: the article's training, batch size 1.
 
     X and y are (n_pairs, time steps, features), float32. Returns the losses before the updates,
-    (n_pairs,). Adam starts anew in each call, with moments of zero, which are not kept. Threads may
-    call this at the same time, each for its own model. Raises ValueError if X and y differ in
-    number, or if the model's optimizer is not a plain `keras.optimizers.Adam`.
+    (n_pairs,). Adam starts anew in each call, with moments of zero, which are not kept. Only what
+    is trainable changes: dropout would drop the same at every update. Threads may call this at the
+    same time, each for its own model. Raises ValueError if X and y differ in number, or if the
+    model's optimizer is not a plain `keras.optimizers.Adam`.
     """
     if len(X) != len(y):
         raise ValueError(f"X and y must have the same number of pairs, got {len(X)} and {len(y)}")
@@ -93,7 +94,7 @@ def spot_check(model, X, y):
 
 # From here on: the updates, compiled once for all models of one architecture.
 PAIRS_PER_CALL = 1000
-COMPILED = {}  # what compile_updates made of the first model of each architecture, by its JSON
+COMPILED = {}  # {model.to_json(): what compile_updates made of the first such model}
 LOCK = threading.Lock()  # one thread at a time makes models or compiles
 
 

@@ -52,8 +52,8 @@ def run_repeat(name, seed, settings):
     """
     problem = dict(settings)
     n_units = problem.pop("n_units")
-    keras_randint = random.Random(seed).randint  # not the one that other threads draw from, too
-    with baseline.LOCK, mock.patch("random.randint", keras_randint):
+    randint = random.Random(seed).randint  # Keras draws seeds by it, and Dask's threads numbers
+    with baseline.LOCK, mock.patch("random.randint", randint):
         keras.utils.set_random_seed(seed)
         model = MODELS[name](problem["n_timesteps_in"], problem["n_features"], n_units)
     start = time.perf_counter()

@@ -1,29 +1,32 @@
 #!/usr/bin/env bash
 # Runs every command whose figures the texts quote and shows what each prints, with its time and
-# memory: about 45 minutes. In a new clone with the environment of the README's second command:
+# memory: about 35 minutes. In a new clone with the environment of the README's second command:
 #   bash docs/outputs.sh | tee outputs.txt && mv outputs.txt docs/
 cd "$(dirname "$0")/.." || exit
 
 run() {
     echo "\$ $*"
-    /usr/bin/time -f "%e s, %M KB" "$@" 2>&1
+    /usr/bin/time -f "%e s, %M KB" "$@" 2>&1 </dev/null
     echo
 }
 
 run du -sm .venv
 run python compare.py
+cp results/comparison.png docs/
 # The commands within the texts, but for a cluster's.
-grep -ohE '`python [^`]+\.py[^`]*`' README.md docs/layer.md | tr -d '`' | grep -v HOST |
-    awk '!seen[$0]++' | while read -r command; do
-    # shellcheck disable=SC2086 # several words
-    run $command </dev/null
-done
-# The changed lines to try.
-sed 's/AttentionDecoder(n_units, n_features,/& feedback="argmax",/' attention.py >changed.py
-run python changed.py
-sed '/name="encoder"/s/LSTM(n_units,/& go_backwards=True,/' baseline.py >changed.py
-run python changed.py
-rm changed.py
+commands=$(grep -ohE '`python [a-z/_]+\.py[^`]*`' README.md docs/layer.md | tr -d '`')
+grep -vxE 'python compare.py|.*(HOST|WORD).*' <<<"$commands" | awk '!seen[$0]++' |
+    while read -r command; do
+        # shellcheck disable=SC2086 # several words
+        run $command
+    done
+cp results/attention.png results/pronounce.png docs/
+# The lines to change.
+sed 's/AttentionDecoder(n_units, n_features,/& feedback="argmax",/' attention.py >changed_attention.py
+run python changed_attention.py
+sed '/name="encoder"/s/LSTM(n_units,/& go_backwards=True,/' baseline.py >changed_baseline.py
+run python changed_baseline.py
+rm changed_*.py
 # Not the test that compares the figures with these outputs, which are not there yet.
 figures=tests/test_readme.py::test_every_figure_is_in_the_outputs_kept
 run python -m pytest -q --disable-warnings --deselect "$figures"

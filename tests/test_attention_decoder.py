@@ -930,9 +930,9 @@ def test_two_layers_in_one_model_clone_and_load(kwargs, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("seed", [None, "generator"])
+@pytest.mark.parametrize("seed", [None, 0, "generator"])
 def test_matrices_of_one_shape_start_different(seed):
-    seed = seed and keras.random.SeedGenerator(0)
+    seed = keras.random.SeedGenerator(0) if seed == "generator" else seed
     layer = AttentionDecoder(
         6,
         6,
@@ -1240,6 +1240,20 @@ def test_neither_ids_nor_vectors(shape, dtype):
         layer(random_input(), targets=targets)
     with pytest.raises(ValueError, match="^y " + message.format(1, 2) + dtype):
         layer.feed(targets[:, 0])
+
+
+def test_an_initial_state_that_does_not_fit():
+    layer, _ = random_layer()
+    for shape in ((7,), (1, 7), (3, 5), (3, 7, 1)):
+        with pytest.raises(ValueError, match=r"initial_state must have the shape \(3, 7\), got \("):
+            layer(random_input(), initial_state=np.ones(shape, "float32"))
+
+
+def test_a_call_takes_no_name_of_later_layers():
+    keras.backend.clear_session()
+    layer, _ = random_layer()
+    layer(random_input())
+    assert keras.layers.RNN(keras.layers.GRUCell(2)).name == "rnn"
 
 
 def test_a_mask_that_does_not_fit():

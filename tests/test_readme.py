@@ -14,7 +14,7 @@ PATHS = [ROOT / p for p in ("README.md", "docs/README.zh.md", "docs/layer.md", "
 TEXTS = [path.read_text(encoding="utf-8") for path in PATHS]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [BLOCK.findall(text) for text in TEXTS]
-INLINE = [re.findall(r"`(python [\w/]+\.py[^`]*)`", BLOCK.sub("", text)) for text in TEXTS]
+INLINE = [re.findall(r"`(python [a-z/_]+\.py[^`]*)`", BLOCK.sub("", text)) for text in TEXTS]
 # Small flags come last and win; what a command does besides is run as printed.
 SMALL = "--n-updates 20 --n-units 5 --n-features 6 --n-timesteps-in 2 --n-timesteps-out 1"
 FLAGS = {
