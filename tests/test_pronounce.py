@@ -190,11 +190,11 @@ def test_it_learns_is_kept_and_says(tmp_path, monkeypatch, run_main):
     picture.unlink()
 
     status, stdout, stderr = run_main(
-        pronounce, "--say", "Attention", "zyzzyva's", "--output", tmp_path / "new"
+        pronounce, "--say", "Attention", "zyzzyva", "--output", tmp_path / "new"
     )
     assert status == 0, stderr
     model = keras.saving.load_model(tmp_path / "new" / "pronounce.keras", compile=False)
-    words = ["attention", "zyzzyva's"]
+    words = ["attention", "zyzzyva"]
     said = pronounce.pronounce(pronounce.BeamSearch(model, 5), words)
     assert stdout.splitlines()[:2] == [" ".join([word, *said[word]]) for word in words]
     assert picture.read_bytes().startswith(b"\x89PNG")
