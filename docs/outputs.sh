@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs every command whose figures the texts quote and shows what each prints, with its time and
-# memory: about 35 minutes. In a new clone with the environment of the README's second command:
+# memory: about 45 minutes. In a new clone with the environment of the README's second command, and
+# `pip install phonetisaurus`:
 #   bash docs/outputs.sh | tee outputs.txt && mv outputs.txt docs/
 cd "$(dirname "$0")/.." || exit
 
