@@ -212,8 +212,8 @@ def main():
             parser.exit(2, f"There is no {kept} yet: learn first, without --say\n")
         search = BeamSearch(keras.saving.load_model(kept, compile=False), 5)
         spoken = pronounce(search, args.say)
-        for word, said in spoken.items():
-            print(word, *said)
+        for word in args.say:
+            print(word, *spoken[word])
         return plot(picture, search, spoken)
 
     keras.utils.set_random_seed(args.seed)
@@ -221,7 +221,7 @@ def main():
     model = make_model(not args.without_attention)
     print(f"{len(learn):,} words to learn, {len(test):,} to test, {model.count_params():,} weights")
     train(model, learn, args.epochs, np.random.default_rng(args.seed))
-    model.save(kept)
+    model.save(kept, include_optimizer=False)
 
     print("\nwrong, in %     phonemes    words")
     for k in 1, 5:  # a beam of 1 is greedy decoding

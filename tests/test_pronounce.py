@@ -127,7 +127,7 @@ def greedy(model, letters):
 def test_a_beam_of_1_is_greedy_and_a_beam_of_5_finds_more(dictionary, monkeypatch):
     monkeypatch.setattr(pronounce, "STEPS", 12)
     model = random_model(0.2)
-    letters = pronounce.pad([*WORDS, *list(dictionary[1])[:93]], pronounce.LETTERS, 28)
+    letters = pronounce.pad([*WORDS, *list(dictionary[1])[:43]], pronounce.LETTERS, 28)
     one, five = (pronounce.BeamSearch(model, k).predict(letters, verbose=0) for k in (1, 5))
     np.testing.assert_array_equal(one["ids"], greedy(model, letters))
     for found in one, five:
@@ -190,11 +190,11 @@ def test_it_learns_is_kept_and_says(tmp_path, monkeypatch, run_main):
     picture.unlink()
 
     status, stdout, stderr = run_main(
-        pronounce, "--say", "Attention", "zyzzyva's", "--output", tmp_path / "new"
+        pronounce, "--say", "Attention", "zyzzyva", "--output", tmp_path / "new"
     )
     assert status == 0, stderr
     model = keras.saving.load_model(tmp_path / "new" / "pronounce.keras", compile=False)
-    words = ["attention", "zyzzyva's"]
+    words = ["attention", "zyzzyva"]
     said = pronounce.pronounce(pronounce.BeamSearch(model, 5), words)
     assert stdout.splitlines()[:2] == [" ".join([word, *said[word]]) for word in words]
     assert picture.read_bytes().startswith(b"\x89PNG")
