@@ -26,7 +26,7 @@ def main():
 
         def phonetisaurus(*arguments):
             command = ["phonetisaurus", *arguments, "--model", "model.fst"]
-            print("$", *command, flush=True)
+            print(">", *command, flush=True)
             return subprocess.run(
                 command, cwd=folder, input="\n".join(test), text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True,
