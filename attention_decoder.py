@@ -55,13 +55,8 @@ class AttentionCell(keras.layers.Layer):
                 config["seed"] += len(self.weights)
             if not isinstance(config.get("seed", {}), dict):
                 initializer = initializer.from_config(config)
-            rules = {
-                rule: getattr(self, f"{kind}_{rule}") for rule in ("regularizer", "constraint")
-            }
-            autocast = name not in (
-                "V_a",
-                "E",
-            )  # the scores are float32; E is cast where it is used
+            rules = {r: getattr(self, f"{kind}_{r}") for r in ("regularizer", "constraint")}
+            autocast = name not in ("V_a", "E")  # scores are float32; E is cast where it is used
             variable = self.add_weight(
                 name=name, shape=shape, initializer=initializer, autocast=autocast, **rules
             )
