@@ -6,24 +6,25 @@ new sequences it then gets right from end to end, in %, and shows ten more. It t
 Run it with `python baseline.py`. The training and the evaluation that all scripts share are here.
 """
 
-import argparse
-import faulthandler
+import json
 import os
+import sys
 import threading
 
 import numpy as np
 
-from data_prep import FLAGS as PROBLEM_FLAGS, at_least, get_pairs, one_hot_decode, parse_arguments
+from data_prep import get_pairs, one_hot_decode
 
-os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
-stderr = os.dup(2)  # TensorFlow 2.21 writes six lines when it is imported, whatever its settings:
-faulthandler.enable(stderr)  # they are not shown, but where it crashes is
-os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-try:
-    import keras
-    import tensorflow as tf
-finally:
-    os.dup2(stderr, 2)
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings, but not what it is doing
+import keras
+import tensorflow as tf
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "these scripts need Keras on TensorFlow, but it already runs on "
+        f"{keras.backend.backend()}: set KERAS_BACKEND=tensorflow before it is imported"
+    )
 
 UNROLL_UP_TO = 10  # time steps: training is up to 3 times faster, but takes longer to compile
 
@@ -49,34 +50,199 @@ def baseline_model(n_timesteps_in, n_features, n_units=150):
     return model
 
 
-def train(model, X, y):
+# What is compiled belongs to an architecture: once for all models with the same JSON. That is why
+# layers and optimizers have names; Keras would number them.
+COMPILED = {}
+PAIRS_PER_CALL = 1000
+LOCK = threading.Lock()  # one thread at a time makes a model or traces one: both may draw numbers
+
+
+def compile_updates(model, X, y):
+    """Compiles the updates of `train`, for pairs like those of X and y, unless that is done.
+
+    Returns a function without state: the values of `variables_of(model)`, PAIRS_PER_CALL pairs and
+    how many of these to train on go in; new values and the losses (PAIRS_PER_CALL,) come out. It
+    returns None where only Keras' own loop is sure to do what Keras does.
+    """
+    architecture = describe(model)
+    variables = variables_of(model) if architecture else None
+    if variables is None:
+        return None
+    weights, others, *_ = variables
+    rate, beta_1, beta_2, epsilon = settings_of(model.optimizer)
+
+    def update(values, X_i, y_i):
+        w, o, m, v, (n,) = values
+        with tf.GradientTape() as tape:
+            tape.watch(w)
+            known = list(zip(weights + others, w + o))
+            with keras.StatelessScope(known, collect_losses=True) as scope:
+                loss = model.compute_loss(X_i, y_i, model(X_i, training=True))
+        g = tape.gradient(loss, w)
+        if any(g_k is None for g_k in g):
+            raise NotImplementedError("Keras warns of weights that the loss does not depend on")
+        if any(scope.get_current_value(weight) is not w_k for weight, w_k in zip(weights, w)):
+            raise NotImplementedError("a layer changes a weight itself, beside the optimizer")
+        o = [scope.get_current_value(variable) for variable in others]
+        # Adam (arXiv:1412.6980, end of section 2)
+        n += 1
+        t = tf.cast(n, "float32")
+        m = [beta_1 * m_k + (1 - beta_1) * g_k for m_k, g_k in zip(m, g)]
+        v = [beta_2 * v_k + (1 - beta_2) * g_k**2 for v_k, g_k in zip(v, g)]
+        alpha = rate * tf.sqrt(1 - beta_2**t) / (1 - beta_1**t)
+        w = [w_k - alpha * m_k / (tf.sqrt(v_k) + epsilon) for w_k, m_k, v_k in zip(w, m, v)]
+        w = [
+            weight.constraint(w_k) if weight.constraint else w_k for weight, w_k in zip(weights, w)
+        ]
+        return [w, o, m, v, [n]], tf.cast(loss, "float32")
+
+    @tf.function(jit_compile=True)
+    def updates(values, X, y, n_pairs):
+        losses = tf.TensorArray("float32", PAIRS_PER_CALL)
+        i = 0
+        while i < n_pairs:
+            values, loss = update(values, X[i][None], y[i][None])  # a pair (1, ...)
+            losses = losses.write(i, loss)
+            i += 1
+        return values, losses.stack()
+
+    no_pairs = [tf.zeros((PAIRS_PER_CALL, *array.shape[1:]), array.dtype) for array in (X, y)]
+    arguments = values_of(variables), *no_pairs, tf.constant(0)
+    key = *architecture, X.shape[1:], X.dtype, y.shape[1:], y.dtype
+    try:
+        with LOCK:
+            if key not in COMPILED:
+                COMPILED[key] = updates.get_concrete_function(*arguments)
+        if COMPILED[key]:
+            COMPILED[key](*arguments)  # the first time, it is compiled, beside those of other keys
+    except (NotImplementedError, tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+        COMPILED[key] = None  # the last two errors: XLA cannot
+    return COMPILED[key]
+
+
+def describe(model):
+    """Returns what the model's updates depend on, or None where that is not certain to be all."""
+    adam, weights = model.optimizer, model.trainable_variables
+    if type(adam) is not keras.optimizers.Adam or model.run_eagerly:
+        return None
+    plain = keras.optimizers.Adam(*settings_of(adam), name=adam.name)
+    if adam.get_config() != plain.get_config() or {w.dtype for w in weights} != {"float32"}:
+        return None
+    if type(model).__module__.split(".")[0] != "keras":  # it may train in a way of its own
+        return None
+    # Of what is not Keras' own, the JSON has the name alone, which several may have. Classes that
+    # are registered can be told apart.
+    registered = []
+
+    def find_registered(part):
+        if "class_name" in part and (part.get("module") or "").split(".")[0] != "keras":
+            registered.append(keras.saving.get_registered_object(part.get("registered_name")))
+
+    architecture = model.to_json()
+    json.loads(architecture, object_hook=find_registered)
+    if None in registered:
+        return None
+    return architecture, settings_of(adam), *registered, *(weight.path for weight in weights)
+
+
+def settings_of(adam):
+    return float(adam.learning_rate), adam.beta_1, adam.beta_2, adam.epsilon
+
+
+def variables_of(model):
+    """Returns what an update by Adam changes, as lists of variables.
+
+    They are the weights, all others (statistics, seeds, frozen weights), the first and the second
+    moments of the weights, and the number of updates. None if the optimizer has no such moments.
+    """
+    adam, weights = model.optimizer, model.trainable_variables
+    adam.build(weights)
+    known = {variable.path: variable for variable in adam.variables}
+    paths = [f"{adam.name}/{weight.path.replace('/', '_')}" for weight in weights]
+    if not all(f"{path}_momentum" in known for path in paths):  # it was built for other weights
+        return None
+    m, v = ([known[f"{path}_{moment}"] for path in paths] for moment in ("momentum", "velocity"))
+    return [weights, model.non_trainable_variables, m, v, [adam.iterations]]
+
+
+def values_of(variables):
+    return tf.nest.map_structure(tf.convert_to_tensor, variables)
+
+
+def train(model, X, y, verbose=0):
     """Makes one update for each pair, in order: the article's training, batch size 1.
 
-    X and y are (n_pairs, time steps, features), float32. Returns the losses before the updates,
-    (n_pairs,). Adam starts anew in each call, with moments of zero, which are not kept. Only what
-    is trainable changes: dropout would drop the same at every update. Threads may call this at the
-    same time, each for its own model. Raises ValueError if X and y differ in number, or if the
-    model's optimizer is not a plain `keras.optimizers.Adam`.
+    It does what these two lines do, for any model of one input and one output:
+
+        for X_i, y_i in zip(X, y):
+            model.train_on_batch(X_i[None], y_i[None])
+
+    With a plain `keras.optimizers.Adam` and layers that are Keras' own or registered with it, this
+    is compiled and many times as fast. All else is trained by the two lines.
+
+    Args:
+        model: A compiled model. Threads may train at the same time, each its own.
+        X, y: Pairs, arrays or lists (n_pairs, ...) of the shapes that the model reads and writes.
+            Integers y may lack the last axis, or have 1 there: ids, for a sparse loss.
+        verbose: 1 shows a progress bar with the mean loss of the last thousand updates, where the
+            output is a terminal or a notebook. Default: 0.
+
+    Returns the losses before the updates, (n_pairs,). Raises ValueError if there are no pairs, or
+    not as many in X as in y, or if they do not have the model's shapes.
     """
-    if len(X) != len(y):
-        raise ValueError(f"X and y must have the same number of pairs, got {len(X)} and {len(y)}")
-    architecture = model.to_json()
-    with LOCK:
-        if architecture not in COMPILED:
-            COMPILED[architecture] = compile_updates(model)
-    weights = [tf.convert_to_tensor(variable) for variable in model.trainable_variables]
-    zeros = [tf.zeros_like(weight) for weight in weights]
-    state = [weights, zeros, zeros, tf.constant(0.0)]
+    X, y = np.asarray(X), np.asarray(y)
+    check_pairs(model, X, y)
+    verbose = int(bool(verbose) and sys.stdout.isatty())
+    bar = keras.utils.Progbar(
+        len(X), verbose=verbose, stateful_metrics=["loss"], unit_name="update"
+    )
+    bar.update(0)
+    updates = compile_updates(model, X, y)
     losses = []
-    for start in range(0, len(X), PAIRS_PER_CALL):
-        n_pairs = min(PAIRS_PER_CALL, len(X) - start)
-        # One shape for all: behind the last pair, it is repeated, but not trained on.
-        rows = np.minimum(start + np.arange(PAIRS_PER_CALL), len(X) - 1)
-        state, loss = COMPILED[architecture](state, X[rows], y[rows], tf.constant(n_pairs))
-        losses.append(loss[:n_pairs])
-    for variable, weight in zip(model.trainable_variables, state[0]):
-        variable.assign(weight)
-    return np.concatenate(losses)
+    for start in range(0, len(X), PAIRS_PER_CALL if updates else 1):
+        if updates:
+            n_pairs = min(PAIRS_PER_CALL, len(X) - start)
+            # One shape for all: behind the last pair, it is repeated, but not trained on.
+            rows = np.minimum(start + np.arange(PAIRS_PER_CALL), len(X) - 1)
+            pairs = tf.constant(X[rows]), tf.constant(y[rows])
+            variables = variables_of(model)
+            values, loss = updates(values_of(variables), *pairs, tf.constant(n_pairs))
+            tf.nest.map_structure(lambda variable, value: variable.assign(value), variables, values)
+            losses.extend(loss[:n_pairs].numpy())
+        else:
+            model.reset_metrics()
+            pair = X[start][None], y[start][None]
+            losses.append(model.train_on_batch(*pair, return_dict=True)["loss"])
+        bar.update(len(losses), [("loss", np.mean(losses[-1000:]))])
+    return np.array(losses, dtype="float32")
+
+
+def check_pairs(model, X, y):
+    """Builds the model, and raises a ValueError if it cannot be trained on X and y."""
+    if X.shape[:1] != y.shape[:1] or X.size == 0:
+        raise ValueError(f"X and y must be equally many pairs, got shapes {X.shape} and {y.shape}")
+    if not model.built:
+        with LOCK:
+            model(X[:1])
+    if not hasattr(model, "inputs"):  # a subclass of keras.Model: Keras tells what does not fit
+        return
+    shapes = [tensor.shape[1:] for tensor in (*model.inputs, *model.outputs)]
+    if len(shapes) != 2:
+        raise ValueError(f"model must have one input and one output, got the shapes {shapes}")
+    shape_in, shape_out = shapes
+    ids = [shape_out[:-1], (*shape_out[:-1], 1)] if y.dtype.kind in "iu" else []
+    if not (fits(X, shape_in) and any(fits(y, shape) for shape in (shape_out, *ids))):
+        raise ValueError(
+            f"X and y must have the model's shapes, {shape_in} and {shape_out}, or integers y "
+            f"without its last axis, for each pair, got {X.shape[1:]} and {y.shape[1:]} ({y.dtype})"
+        )
+
+
+def fits(array, shape):
+    """Whether the pairs' arrays have this shape, in which None is any number."""
+    return array.ndim == 1 + len(shape) and all(
+        b in (None, a) for a, b in zip(array.shape[1:], shape)
+    )
 
 
 def evaluate(model, n_timesteps_in, n_timesteps_out, n_features, n_eval=100, rng=None):
@@ -92,76 +258,28 @@ def spot_check(model, X, y):
         print(f"Expected: {expected} Predicted {predicted}")
 
 
-# From here on: the updates, compiled once for all models of one architecture.
-PAIRS_PER_CALL = 1000
-COMPILED = {}  # {model.to_json(): what compile_updates made of the first such model}
-LOCK = threading.Lock()  # one thread at a time makes models or compiles
-
-
-def compile_updates(model):
-    """Returns updates without state: weights, moments and their number go in and come out."""
-    rate, beta_1, beta_2, epsilon = settings_of_adam(getattr(model, "optimizer", None))
-    loss_function = keras.losses.get(model.loss)
-    constants = [keras.ops.convert_to_numpy(v) for v in model.non_trainable_variables]
-
-    @tf.function(jit_compile=True)
-    def update_on_pairs(state, X, y, n_pairs):
-        w, m, v, t = state
-        losses = tf.TensorArray(tf.float32, PAIRS_PER_CALL)
-        i = 0
-        while i < n_pairs:
-            X_i, y_i = X[i][None], y[i][None]  # (1, time steps, features)
-            with tf.GradientTape() as tape:
-                tape.watch(w)
-                outputs, _ = model.stateless_call(w, constants, X_i, training=True)
-                loss = tf.reduce_mean(loss_function(y_i, outputs))
-            g = tape.gradient(loss, w)
-            # Adam (arXiv:1412.6980, end of section 2)
-            t += 1
-            m = [beta_1 * m_k + (1 - beta_1) * g_k for m_k, g_k in zip(m, g)]
-            v = [beta_2 * v_k + (1 - beta_2) * g_k**2 for v_k, g_k in zip(v, g)]
-            alpha = rate * tf.sqrt(1 - beta_2**t) / (1 - beta_1**t)
-            w = [w_k - alpha * m_k / (tf.sqrt(v_k) + epsilon) for w_k, m_k, v_k in zip(w, m, v)]
-            losses = losses.write(i, loss)
-            i += 1
-        return [w, m, v, t], losses.stack()  # (PAIRS_PER_CALL,)
-
-    w = [tf.TensorSpec(variable.shape) for variable in model.trainable_variables]
-    X, y = (tf.TensorSpec((PAIRS_PER_CALL, *t.shape[1:])) for t in (*model.inputs, *model.outputs))
-    state = [w, w, w, tf.TensorSpec(())]
-    return update_on_pairs.get_concrete_function(state, X, y, tf.TensorSpec((), tf.int32))
-
-
-def settings_of_adam(adam):
-    """Returns learning rate, betas and epsilon of a plain Adam; others raise a ValueError."""
-    if type(adam) is keras.optimizers.Adam:
-        settings = float(adam.learning_rate), adam.beta_1, adam.beta_2, adam.epsilon
-        if adam.get_config() == keras.optimizers.Adam(*settings, name=adam.name).get_config():
-            return settings
-    raise ValueError(f"model must be compiled with a plain Adam, got {adam}")
-
-
-FLAGS = argparse.ArgumentParser(add_help=False, parents=[PROBLEM_FLAGS])
-FLAGS.add_argument("--n-units", type=at_least(1), default=150, help="units of each recurrent layer")
-FLAGS.add_argument("--n-updates", type=at_least(1), default=5000, help="each on one new pair")
-FLAGS.add_argument("--n-eval", type=at_least(1), default=100, help="new pairs for the accuracy")
-
-
 def main():
     # Configure the problem.
-    args = parse_arguments(__doc__, FLAGS)
-    problem = args.n_timesteps_in, args.n_timesteps_out, args.n_features
-    keras.utils.set_random_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
+    n_features = 50
+    n_timesteps_in = 5
+    n_timesteps_out = 2
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
 
-    # Define the model, train it on one new pair after the other, evaluate it on other pairs.
-    model = baseline_model(args.n_timesteps_in, args.n_features, args.n_units)
-    train(model, *get_pairs(args.n_updates, *problem, rng))
-    accuracy = evaluate(model, *problem, args.n_eval, rng)
+    # Define the model.
+    model = baseline_model(n_timesteps_in, n_features)
+
+    # Train it, on one new pair after the other.
+    X, y = get_pairs(5000, n_timesteps_in, n_timesteps_out, n_features, rng)
+    train(model, X, y, verbose=1)
+
+    # Evaluate it on 100 others.
+    accuracy = evaluate(model, n_timesteps_in, n_timesteps_out, n_features, 100, rng)
     print(f"Accuracy: {accuracy:.2f}%")
 
     # Spot-check ten more.
-    spot_check(model, *get_pairs(10, *problem, rng))
+    X, y = get_pairs(10, n_timesteps_in, n_timesteps_out, n_features, rng)
+    spot_check(model, X, y)
 
 
 if __name__ == "__main__":

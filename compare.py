@@ -1,11 +1,11 @@
 """Comparison of Models: the article's section 6 (模型比较).
 
 Trains and evaluates both models 10 times, each time with new weights and new pairs, and prints
-every accuracy, in %, and their means; then what the means are worth. It takes less than a minute on
-two cores. Each finished training is a line of OUTPUT/repeats.jsonl, which grows from run to run;
+every accuracy, in %, and their means; then how far they spread. It takes less than a minute on two
+cores. Each finished training is a line of OUTPUT/repeats.jsonl, which grows from run to run;
 OUTPUT/comparison.png shows how the models of this one learned and how often they were right.
 
-Run it with `python compare.py`. `python attention.py --seed 3` trains its fourth repeat once more.
+Run it with `python compare.py`; `python compare.py --help` shows what can be varied.
 """
 
 import argparse
@@ -13,17 +13,21 @@ import json
 import os
 import pathlib
 import random
+import signal
+import sys
+import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from unittest import mock
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from data_prep import at_least, get_pairs, parse_arguments
+from data_prep import get_pair, get_pairs
 import baseline
-from baseline import baseline_model, evaluate, train
-from attention import FLAGS as OUTPUT_FLAGS, attention_model
+from baseline import baseline_model, compile_updates, evaluate, train
+from attention import attention_model
 import keras  # after baseline, which chooses its backend
 
 MODELS = {"baseline": baseline_model, "attention": attention_model}
@@ -40,22 +44,27 @@ def train_evaluate_model(
     Returns the exact-match accuracy on `n_eval` more, in %, and the losses of all, (n_updates,).
     """
     rng = np.random.default_rng(rng)
-    problem = n_timesteps_in, n_timesteps_out, n_features
-    losses = train(model, *get_pairs(n_updates, *problem, rng))
-    return evaluate(model, *problem, n_eval, rng), losses
+    X, y = get_pairs(n_updates, n_timesteps_in, n_timesteps_out, n_features, rng)
+    losses = train(model, X, y)
+    accuracy = evaluate(model, n_timesteps_in, n_timesteps_out, n_features, n_eval, rng)
+    return accuracy, losses
 
 
 def run_repeat(name, seed, settings):
     """Makes, trains and evaluates a model; the arguments determine all but the seconds it takes.
 
-    Returns its line of repeats.jsonl, a dictionary. The losses in it are means of WINDOW updates.
+    Returns its line of repeats.jsonl, a dictionary. The losses in it are means of WINDOW updates,
+    the seconds those of training and evaluation.
     """
     problem = dict(settings)
     n_units = problem.pop("n_units")
-    randint = random.Random(seed).randint  # Keras draws seeds by it, and Dask's threads numbers
+    n_in, n_features = problem["n_timesteps_in"], problem["n_features"]
+    # Keras draws seeds from Python's global numbers, from which Dask's threads draw too.
+    randint = random.Random(seed).randint
     with baseline.LOCK, mock.patch("random.randint", randint):
         keras.utils.set_random_seed(seed)
-        model = MODELS[name](problem["n_timesteps_in"], problem["n_features"], n_units)
+        model = MODELS[name](n_in, n_features, n_units)
+    compile_updates(model, *get_pair(n_in, 1, n_features))  # before the clock starts
     start = time.perf_counter()
     accuracy, losses = train_evaluate_model(model, **problem, rng=seed)
     seconds = time.perf_counter() - start
@@ -64,25 +73,62 @@ def run_repeat(name, seed, settings):
     return {**repeat, "n_weights": model.count_params(), **settings, "losses": losses}
 
 
-def make_executor(jobs, scheduler):
-    """Returns what runs the repeats: threads of this process, or a Dask cluster."""
-    if not scheduler:
-        # TensorFlow runs what XLA compiled on so many threads; with more than repeats it is slower.
-        os.environ["TF_NUM_INTRAOP_THREADS"] = str(jobs)
-        return ThreadPoolExecutor(jobs)
-    from distributed import Client  # only clusters need it
+def run_repeats(executor, missing, settings, path):
+    """Runs the repeats (name, seed) and saves each when it has ended.
 
-    client = Client(scheduler)
-    for name in ("data_prep", "baseline", "attention_decoder", "attention"):
+    Returns {(name, seed): repeat}. On a terminal, a bar counts them and shows the mean accuracies
+    so far. An error ends it at once; what is saved stays.
+    """
+    terminal = int(sys.stdout.isatty())
+    bar = keras.utils.Progbar(
+        len(missing), verbose=terminal, stateful_metrics=list(MODELS), unit_name="training"
+    )
+    bar.update(0)
+    futures = [executor.submit(run_repeat, name, seed, settings) for name, seed in missing]
+    repeats, accuracies = {}, {name: [] for name in MODELS}
+    try:
+        for future in as_completed(futures):
+            repeat = future.result()
+            save_repeat(path, repeat)
+            repeats[repeat["model"], repeat["seed"]] = repeat
+            accuracies[repeat["model"]].append(repeat["accuracy"])
+            means = [(name, np.mean(values)) for name, values in accuracies.items() if values]
+            bar.update(len(repeats), means)
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        print(f"\n{len(repeats)} of {len(missing)} trainings are saved in {path}", file=sys.stderr)
+        raise
+    return repeats
+
+
+def threads(jobs):
+    """Returns an executor of threads, each of which runs one training at a time."""
+    # TensorFlow runs what XLA compiled on so many threads; with more than trainings it is slower.
+    os.environ["TF_NUM_INTRAOP_THREADS"] = str(jobs)
+    return ThreadPoolExecutor(jobs)
+
+
+def cluster(address):
+    """The type of a flag that takes the address of a Dask scheduler; returns its executor."""
+    try:
+        from distributed import Client  # only clusters need it
+
+        client = Client(address, timeout=20)
+    except (ImportError, OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{address}: {error}") from None
+    for name in ("data_prep", "baseline", "attention_decoder", "attention", "compare"):
         client.upload_file(str(pathlib.Path(__file__).with_name(f"{name}.py")))
     return client.get_executor(pure=False)
 
 
 def save_repeat(path, repeat):
-    """Adds a line to the file in one write, and ends one that a killed run left torn."""
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")
+    """Adds a line to the file, and ends one that is torn: by a killed run, or a full disk."""
+    line = json.dumps(repeat) + "\n"
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        line = "\n" + line
     with open(path, "a") as file:
-        file.write("\n" * torn + json.dumps(repeat) + "\n")
+        file.write(line)
 
 
 def read_repeats(path, settings):
@@ -99,76 +145,115 @@ def read_repeats(path, settings):
 
 
 def print_statistics(results):
-    """Prints what the means of {name: repeats} are worth: spread, intervals, size and time."""
-    rng = np.random.default_rng(0)
-    print(f"{'Accuracy in %':36}  mean   std  95% interval  weights  seconds a training")
-    mean, means = {}, {}
+    """Prints how the accuracies of {name: repeats} spread, and each model's size and time."""
+    print(f"{'Accuracy in %':36}  mean   std  least  greatest  weights  seconds a training")
+    means = []
     for name, repeats in results.items():
         values = [repeat["accuracy"] for repeat in repeats]
-        mean[name], std = np.mean(values), np.std(values, ddof=len(values) > 1)
-        # Bootstrap: the means of as many accuracies, drawn again and again from those we have.
-        means[name] = rng.choice(values, (10_000, len(values))).mean(axis=1)
-        low, high = np.percentile(means[name], [2.5, 97.5])
+        means.append(np.mean(values))
+        std = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else "-"
         seconds = np.median([repeat["seconds"] for repeat in repeats])
         print(
-            f"{TITLES[name]:36} {mean[name]:5.2f} {std:5.2f} {low:6.2f} {high:6.2f} "
+            f"{TITLES[name]:36} {means[-1]:5.2f} {std:>5} {min(values):6.2f} {max(values):9.2f} "
             f"{repeats[0]['n_weights']:8,} {seconds:19.2f}"
         )
-    low, high = np.percentile(means["attention"] - means["baseline"], [2.5, 97.5])
-    difference = mean["attention"] - mean["baseline"]
-    print(f"{'Difference':36} {difference:5.2f}       {low:6.2f} {high:6.2f}")
+    print(f"{'Difference':36} {means[1] - means[0]:5.2f}")
 
 
 def plot_comparison(path, results):
     """Writes a picture of {name: repeats}: the losses with their spread, and the accuracies."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for name, repeats in results.items():
-        losses = [repeat["losses"] for repeat in repeats]
-        mean, std = np.mean(losses, axis=0), np.std(losses, axis=0, ddof=len(losses) > 1)
+    for i, (name, repeats) in enumerate(results.items()):
+        losses = np.array([repeat["losses"] for repeat in repeats])
+        mean, std = losses.mean(axis=0), losses.std(axis=0, ddof=len(losses) > 1)
         updates = WINDOW * np.arange(1, len(mean) + 1)
         left.plot(updates, mean, label=TITLES[name])
         left.fill_between(updates, mean - std, mean + std, alpha=0.2)
+        accuracies = [repeat["accuracy"] for repeat in repeats]
+        right.boxplot(accuracies, positions=[i], widths=0.5, showfliers=False)
+        beside = np.linspace(
+            -0.15, 0.15, len(accuracies)
+        )  # so that equal ones do not cover each other
+        right.plot(i + beside, accuracies, "o", alpha=0.6)
     left.set(xlabel="update", ylabel="loss, mean and standard deviation", ylim=(0, None))
     left.legend()
-    values = [[repeat["accuracy"] for repeat in repeats] for repeats in results.values()]
-    right.boxplot(values, tick_labels=[TITLES[name].replace(" ", "\n", 1) for name in results])
+    right.set_xticks(range(len(results)), [TITLES[name].replace(" ", "\n", 1) for name in results])
     right.set(ylabel="exact-match accuracy in %", ylim=(-3, 103))
     figure.savefig(path, dpi=120)
 
 
-FLAGS = argparse.ArgumentParser(add_help=False, parents=[OUTPUT_FLAGS])
-FLAGS.add_argument("--n-repeats", type=at_least(1), default=10, help="trainings of each model")
-FLAGS.add_argument("--jobs", type=at_least(1), default=os.cpu_count(), help="trainings at a time")
-FLAGS.add_argument("--resume", action="store_true", help="train only what OUTPUT lacks")
-FLAGS.add_argument("--scheduler", help="train on the Dask cluster at tcp://HOST:PORT")
+def parse_arguments(argv):
+    """Returns the command line's values, and makes the folder for the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[1],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+    def flag(name, least, default, help):
+        parser.add_argument(name, type=at_least(least), default=default, help=help)
+
+    flag("--n-timesteps-in", 1, 5, "time steps of a sequence")
+    flag("--n-timesteps-out", 1, 2, "those to repeat")
+    flag("--n-features", 2, 50, "different integers")
+    flag("--n-units", 1, 150, "units of each recurrent layer")
+    flag("--n-updates", 1, 5000, "each on one new pair")
+    flag("--n-eval", 1, 100, "new pairs for the accuracy")
+    flag("--n-repeats", 1, 10, "trainings of each model")
+    flag("--seed", 0, 0, "of the first repeat; the same gives the same numbers")
+    flag("--jobs", 1, os.cpu_count(), "trainings at a time")
+    parser.add_argument("--output", default="results", help="folder for the results")
+    parser.add_argument("--resume", action="store_true", help="train only what OUTPUT lacks")
+    parser.add_argument(
+        "--scheduler", type=cluster, help="train on the Dask cluster at tcp://HOST:PORT"
+    )
+    args = parser.parse_args(argv)
+    if args.n_timesteps_out > args.n_timesteps_in:
+        parser.error(f"argument --n-timesteps-out: must be at most {args.n_timesteps_in}")
+    try:
+        os.makedirs(args.output, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.output).close()
+    except OSError as error:
+        parser.error(f"argument --output: {error.strerror}: {args.output!r}")
+    return args
 
 
-def main():
+def at_least(least):
+    """Returns the type of a flag that takes an integer from `least` up."""
+
+    def integer(text):
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return int(text)
+
+    return integer
+
+
+def main(argv=None):
     # Configure the problem.
-    args = parse_arguments(__doc__, FLAGS)
+    args = parse_arguments(argv)
     settings = {name: getattr(args, name) for name in SETTINGS}
     seeds = range(args.seed, args.seed + args.n_repeats)
     path = pathlib.Path(args.output, "repeats.jsonl")
 
-    # Start the repeats that are missing.
+    # Train what is not there yet.
     known = read_repeats(path, settings) if args.resume else {}
-    keys = [(name, seed) for seed in seeds for name in reversed(MODELS)]  # the longer ones first
+    keys = [
+        (name, seed) for seed in seeds for name in ("attention", "baseline")
+    ]  # the longer first
     missing = [key for key in keys if key not in known]
-    executor = make_executor(min(args.jobs, len(missing) or 1), args.scheduler)
-    futures = {key: executor.submit(run_repeat, *key, settings) for key in missing}
-    for future in futures.values():
-        future.add_done_callback(lambda future: save_repeat(path, future.result()))
+    executor = args.scheduler or threads(min(args.jobs, len(missing) or 1))
+    repeats = known | run_repeats(executor, missing, settings, path)
 
-    # Print the results in the article's order, as they become known.
-    results = {name: [] for name in MODELS}
-    for name, repeats in results.items():
+    # Print the results in the article's order.
+    results = {}
+    for name in MODELS:
         print(TITLES[name])
-        for seed in seeds:
-            repeats.append(known.get((name, seed)) or futures[name, seed].result())
-            print(round(repeats[-1]["accuracy"], 2), flush=True)
-        mean = np.mean([repeat["accuracy"] for repeat in repeats])
-        print(f"Mean Accuracy: {mean:.2f}%\n", flush=True)
+        results[name] = [repeats[name, seed] for seed in seeds]
+        for repeat in results[name]:
+            print(round(repeat["accuracy"], 2))
+        mean = np.mean([repeat["accuracy"] for repeat in results[name]])
+        print(f"Mean Accuracy: {mean:.2f}%\n")
 
     print_statistics(results)
     plot_comparison(path.with_name("comparison.png"), results)
@@ -176,4 +261,12 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if hasattr(sys, "ps1"):  # %run in a notebook, whose kernel must not end with it
+        main()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, threads and all
+        try:
+            main()
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)  # at once: other trainings may still run

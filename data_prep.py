@@ -7,11 +7,6 @@ Run it with `python data_prep.py`. In all scripts, `rng` is a numpy.random.Gener
 None for new random numbers at every call.
 """
 
-import argparse
-import os
-import signal
-import tempfile
-
 import numpy as np
 
 
@@ -23,12 +18,13 @@ def generate_sequence(length, n_unique, rng=None):
 def one_hot_encode(sequence, n_unique):
     """Returns integers, of any shape (...), as one-hot vectors (..., n_unique), float32.
 
-    Raises ValueError if one is not from 0 ... n_unique - 1.
+    Raises ValueError if there are none, or one is not an integer from 0 ... n_unique - 1.
     """
     values = np.asarray(sequence)
-    if np.any((values < 0) | (values >= n_unique)):
+    whole = values.size > 0 and values.dtype.kind in "iuf" and np.all(values == np.floor(values))
+    if not (whole and np.all((values >= 0) & (values < n_unique))):
         raise ValueError(f"sequence must hold integers from 0 to {n_unique - 1}, got {sequence}")
-    return np.eye(n_unique, dtype="float32")[values]
+    return np.eye(n_unique, dtype="float32")[values.astype(int)]
 
 
 def one_hot_decode(encoded_seq):
@@ -45,69 +41,34 @@ def get_pairs(n_pairs, n_in, n_out, n_unique, rng=None):
     """Returns pairs X and y, two one-hot encoded arrays (n_pairs, n_in, n_unique), float32.
 
     A sequence of X has `n_in` random integers from 0 ... n_unique - 1; that of y has the first
-    `n_out` of them, and zeros up to the same length. Raises ValueError if `n_out` is above `n_in`.
+    `n_out` of them, and zeros up to the same length. Raises ValueError if `n_pairs` is below 1 or
+    `n_out` is not an integer from 1 to `n_in`.
     """
-    if n_out > n_in:
-        raise ValueError(f"n_out must be at most n_in ({n_in}), got {n_out}")
+    if n_pairs < 1:
+        raise ValueError(f"n_pairs must be at least 1, got {n_pairs}")
+    if n_out not in range(1, n_in + 1):
+        raise ValueError(f"n_out must be an integer from 1 to n_in ({n_in}), got {n_out}")
     sequences_in = np.reshape(generate_sequence(n_pairs * n_in, n_unique, rng), (n_pairs, n_in))
     sequences_out = np.where(np.arange(n_in) < n_out, sequences_in, 0)
     return one_hot_encode(sequences_in, n_unique), one_hot_encode(sequences_out, n_unique)
 
 
-def at_least(least):
-    """Returns the type of a flag that takes an integer from `least` up."""
-
-    def integer(text):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
-        return int(text)
-
-    return integer
-
-
-def folder(path):
-    """The type of a flag that takes a folder to write to; makes it unless it is there."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{error.strerror}: {path!r}") from None
-    return path
-
-
-FLAGS = argparse.ArgumentParser(add_help=False)
-FLAGS.add_argument("--n-timesteps-in", type=at_least(1), default=5, help="time steps of a sequence")
-FLAGS.add_argument("--n-timesteps-out", type=at_least(1), default=2, help="those to repeat")
-FLAGS.add_argument("--n-features", type=at_least(2), default=50, help="different integers")
-FLAGS.add_argument("--seed", type=at_least(0), default=0, help="the same gives the same numbers")
-
-
-def parse_arguments(doc, flags):
-    """Returns the command line's values; --help shows the second paragraph of the script's doc."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a script at once, threads and all
-    parser = argparse.ArgumentParser(
-        description=doc.split("\n\n")[1],
-        parents=[flags],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    args = parser.parse_args()
-    if args.n_timesteps_out > args.n_timesteps_in:
-        parser.error(f"argument --n-timesteps-out: must be at most {args.n_timesteps_in}")
-    return args
-
-
 def main():
     # Configure the problem.
-    args = parse_arguments(__doc__, FLAGS)
-    rng = np.random.default_rng(args.seed)
+    n_features = 50
+    n_timesteps_in = 5
+    n_timesteps_out = 2
+    rng = np.random.default_rng(0)
 
     # A random sequence, the same one-hot encoded, and decoded again.
-    sequence = generate_sequence(args.n_timesteps_in, args.n_features, rng)
-    encoded = one_hot_encode(sequence, args.n_features)
-    print(sequence, encoded, one_hot_decode(encoded), sep="\n")
+    sequence = generate_sequence(n_timesteps_in, n_features, rng)
+    print(sequence)
+    encoded = one_hot_encode(sequence, n_features)
+    print(encoded.astype(int))
+    print(one_hot_decode(encoded))
 
     # A pair: the shapes of its two arrays and what they say.
-    X, y = get_pair(args.n_timesteps_in, args.n_timesteps_out, args.n_features, rng)
+    X, y = get_pair(n_timesteps_in, n_timesteps_out, n_features, rng)
     print(X.shape, y.shape)
     print(f"X={one_hot_decode(X[0])}, y={one_hot_decode(y[0])}")
 
