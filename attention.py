@@ -42,8 +42,11 @@ def attention_weights(model, X):
 
     The weights (pairs, T_out, T_in) tell how much each output step, summing to 1, used each input.
     """
-    encoder, decoder = model.layers
-    outputs, scores = decoder(encoder(X), return_attention_scores=True)
+    *encoder, decoder = model.layers
+    encoded = X
+    for layer in encoder:
+        encoded = layer(encoded)
+    outputs, scores = decoder(encoded, return_attention_scores=True)
     return keras.ops.convert_to_numpy(outputs), keras.ops.convert_to_numpy(scores)
 
 

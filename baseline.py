@@ -50,6 +50,59 @@ def baseline_model(n_timesteps_in, n_features, n_units=150):
     return model
 
 
+def describe(model):
+    """Returns what the model's updates depend on, or None where that is not certain to be all."""
+    adam, weights = getattr(model, "optimizer", None), model.trainable_variables
+    if type(adam) is not keras.optimizers.Adam or model.run_eagerly:
+        return None
+    plain = keras.optimizers.Adam(*settings_of(adam), name=adam.name)
+    if adam.get_config() != plain.get_config() or {w.dtype for w in weights} != {"float32"}:
+        return None
+    if type(model).__module__.split(".")[0] != "keras":  # it may train in a way of its own
+        return None
+    # Of a class or function that is not Keras' own, the JSON has the name alone, which several may
+    # have. Those that are registered can be told apart.
+    registered = []
+
+    def find_registered(part):
+        is_code = "module" in part or part.get("class_name") == "__lambda__"
+        if is_code and (part.get("module") or "").split(".")[0] != "keras":
+            registered.append(keras.saving.get_registered_object(part.get("registered_name")))
+
+    try:
+        architecture = model.to_json()
+    except NotImplementedError:  # a layer that cannot be saved
+        return None
+    json.loads(architecture, object_hook=find_registered)
+    if None in registered:
+        return None
+    return architecture, settings_of(adam), *registered, *(weight.path for weight in weights)
+
+
+def settings_of(adam):
+    return float(adam.learning_rate), adam.beta_1, adam.beta_2, adam.epsilon
+
+
+def variables_of(model):
+    """Returns what an update by Adam changes, as lists of variables.
+
+    They are the weights, all others (statistics, seeds, frozen weights), the first and the second
+    moments of the weights, and the number of updates. None if the optimizer has no such moments.
+    """
+    adam, weights = model.optimizer, model.trainable_variables
+    adam.build(weights)
+    known = {variable.path: variable for variable in adam.variables}
+    paths = [f"{adam.name}/{weight.path.replace('/', '_')}" for weight in weights]
+    if not all(f"{path}_momentum" in known for path in paths):  # it was built for other weights
+        return None
+    m, v = ([known[f"{path}_{moment}"] for path in paths] for moment in ("momentum", "velocity"))
+    return [weights, model.non_trainable_variables, m, v, [adam.iterations]]
+
+
+def values_of(variables):
+    return tf.nest.map_structure(tf.convert_to_tensor, variables)
+
+
 # What is compiled belongs to an architecture: once for all models with the same JSON. That is why
 # layers and optimizers have names; Keras would number them.
 COMPILED = {}
@@ -120,55 +173,6 @@ def compile_updates(model, X, y):
     return COMPILED[key]
 
 
-def describe(model):
-    """Returns what the model's updates depend on, or None where that is not certain to be all."""
-    adam, weights = model.optimizer, model.trainable_variables
-    if type(adam) is not keras.optimizers.Adam or model.run_eagerly:
-        return None
-    plain = keras.optimizers.Adam(*settings_of(adam), name=adam.name)
-    if adam.get_config() != plain.get_config() or {w.dtype for w in weights} != {"float32"}:
-        return None
-    if type(model).__module__.split(".")[0] != "keras":  # it may train in a way of its own
-        return None
-    # Of what is not Keras' own, the JSON has the name alone, which several may have. Classes that
-    # are registered can be told apart.
-    registered = []
-
-    def find_registered(part):
-        if "class_name" in part and (part.get("module") or "").split(".")[0] != "keras":
-            registered.append(keras.saving.get_registered_object(part.get("registered_name")))
-
-    architecture = model.to_json()
-    json.loads(architecture, object_hook=find_registered)
-    if None in registered:
-        return None
-    return architecture, settings_of(adam), *registered, *(weight.path for weight in weights)
-
-
-def settings_of(adam):
-    return float(adam.learning_rate), adam.beta_1, adam.beta_2, adam.epsilon
-
-
-def variables_of(model):
-    """Returns what an update by Adam changes, as lists of variables.
-
-    They are the weights, all others (statistics, seeds, frozen weights), the first and the second
-    moments of the weights, and the number of updates. None if the optimizer has no such moments.
-    """
-    adam, weights = model.optimizer, model.trainable_variables
-    adam.build(weights)
-    known = {variable.path: variable for variable in adam.variables}
-    paths = [f"{adam.name}/{weight.path.replace('/', '_')}" for weight in weights]
-    if not all(f"{path}_momentum" in known for path in paths):  # it was built for other weights
-        return None
-    m, v = ([known[f"{path}_{moment}"] for path in paths] for moment in ("momentum", "velocity"))
-    return [weights, model.non_trainable_variables, m, v, [adam.iterations]]
-
-
-def values_of(variables):
-    return tf.nest.map_structure(tf.convert_to_tensor, variables)
-
-
 def train(model, X, y, verbose=0):
     """Makes one update for each pair, in order: the article's training, batch size 1.
 
@@ -220,7 +224,10 @@ def train(model, X, y, verbose=0):
 def check_pairs(model, X, y):
     """Builds the model, and raises a ValueError if it cannot be trained on X and y."""
     if X.shape[:1] != y.shape[:1] or X.size == 0:
-        raise ValueError(f"X and y must be equally many pairs, got shapes {X.shape} and {y.shape}")
+        raise ValueError(
+            "X and y must be equally many pairs, at least one, "
+            f"got the shapes {X.shape} and {y.shape}"
+        )
     if not model.built:
         with LOCK:
             model(X[:1])

@@ -1,10 +1,10 @@
-"""The comparison as a user runs it: printed, saved, shared, killed, resumed, interrupted."""
+"""compare.py as a user runs it: what it prints, keeps and draws; killed, resumed, on a cluster."""
 
-import functools
 import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 
 import compare
-from attention import attention_model
-from baseline import baseline_model, evaluate, train
+from baseline import evaluate, train
 from data_prep import get_pairs
 import keras
 
-ROOT = pathlib.Path(__file__).parent.parent
+SCRIPT = pathlib.Path(compare.__file__)
 REPEATS = 4
 # Small enough to compile and train in seconds; the last window of the loss curve is a short one.
 SETTINGS = {
@@ -34,50 +33,40 @@ SETTINGS = {
 FLAGS = ["--n-repeats", str(REPEATS), "--seed", "7"]
 for setting, number in SETTINGS.items():
     FLAGS += ["--" + setting.replace("_", "-"), str(number)]
-posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 
-def command(output, *flags):
-    return [sys.executable, str(ROOT / "compare.py"), *FLAGS, "--output", str(output), *flags]
-
-
-def run(output, *flags, **kwargs):
-    return subprocess.run(command(output, *flags), capture_output=True, text=True, **kwargs)
-
-
-def start(*arguments):
-    """Starts a script in a process group of its own, as a terminal does."""
+def start(output, *flags, **kwargs):
+    """Starts the script in a process group of its own, as a terminal does."""
     return subprocess.Popen(
-        arguments,
+        [sys.executable, SCRIPT, *FLAGS, "--output", output, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background
+        **kwargs,
     )
 
 
 @pytest.fixture
-def run_here(run_main):
-    """As `run`, but in this process, where all models of SETTINGS are compiled once."""
+def run_here(capsys):
+    """Runs main in this process, where all is compiled already; returns what it prints."""
 
     def run(output, *flags):
-        status, stdout, stderr = run_main(compare, *command(output, *flags)[2:])
-        return subprocess.CompletedProcess("compare.py", status, stdout, stderr)
+        capsys.readouterr()
+        compare.main([*FLAGS, "--output", str(output), *map(str, flags)])
+        return capsys.readouterr().out
 
     return run
 
 
-def lines(output):
+def repeats_in(output):
     """The lines of the file of repeats, from the first to the last."""
-    text = (output / "repeats.jsonl").read_text()
-    assert text.endswith("\n")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in (output / "repeats.jsonl").read_text().splitlines()]
 
 
 def numbers(output):
     """All that the seed determines: the lines without their seconds, sorted."""
-    repeats = [{**line, "seconds": None} for line in lines(output)]
+    repeats = [{**repeat, "seconds": None} for repeat in repeats_in(output)]
     return sorted(repeats, key=lambda repeat: (repeat["model"], repeat["seed"]))
 
 
@@ -98,10 +87,10 @@ def wait_for_lines(output, n, process):
 def unbroken(tmp_path_factory):
     """A whole run by two threads: its folder and what it printed."""
     output = tmp_path_factory.mktemp("unbroken") / "deep" / "results"
-    finished = run(output, "--jobs", "2")
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stderr == ""  # no log lines
-    return output, finished.stdout
+    process = start(output, "--jobs", "2")
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    return output, stdout
 
 
 @pytest.fixture
@@ -110,63 +99,84 @@ def copied(unbroken, tmp_path):
     return pathlib.Path(shutil.copytree(unbroken[0], tmp_path / "résultats"))
 
 
-def test_prints_the_articles_lines(unbroken):
+# What it prints, keeps and draws
+
+
+def test_the_articles_lines_and_nothing_else_where_the_output_is_no_terminal(unbroken):
     output, stdout = unbroken
-    printed = stdout.splitlines()
-    for i, (name, title) in enumerate(compare.TITLES.items()):
-        block = printed[i * (REPEATS + 3) :][: REPEATS + 3]
-        assert block[0] == title
-        accuracies = [float(line) for line in block[1 : REPEATS + 1]]
-        expected = [line["accuracy"] for line in numbers(output) if line["model"] == name]
-        np.testing.assert_allclose(accuracies, expected, atol=0.005)
-        mean = sum(expected) / REPEATS
-        assert block[REPEATS + 1] == f"Mean Accuracy: {mean:.2f}%"
-    statistics = printed[2 * (REPEATS + 3) :]
-    for title, name in (("Encoder-Decoder Model", "baseline"), ("With Attention", "attention")):
-        values = [line["accuracy"] for line in lines(output) if line["model"] == name]
-        (line,) = [line for line in statistics if title in line]
-        mean, std, low, high, weights, seconds = re.findall(r"[\d.,]+", line)
-        assert float(mean) == pytest.approx(np.mean(values), abs=0.006)
-        assert float(std) == pytest.approx(np.std(values, ddof=1), abs=0.006)
-        assert min(values) <= float(low) <= float(mean) <= float(high) <= max(values)
-        assert int(weights.replace(",", "")) == {"baseline": 496, "attention": 682}[name]
-        assert 0 < float(seconds) < 60
-    (line,) = [line for line in statistics if line.startswith("Difference")]
-    difference, low, high = (float(number) for number in re.findall(r"-?\d+\.\d+", line))
-    assert low <= difference <= high
+    blocks = stdout.split("\n\n")
+    for block, (name, title) in zip(blocks, compare.TITLES.items()):
+        expected = [repeat["accuracy"] for repeat in numbers(output) if repeat["model"] == name]
+        accuracies = [str(round(accuracy, 2)) for accuracy in expected]
+        mean = f"Mean Accuracy: {sum(expected) / REPEATS:.2f}%"
+        assert block.splitlines() == [title, *accuracies, mean]
+    assert blocks[2].startswith("Accuracy in %") and len(blocks) == 4
+    assert blocks[3] == f"Written: {output}/repeats.jsonl, {output}/comparison.png\n"
+
+
+def results_with(*accuracies):
+    return [
+        {"accuracy": accuracy, "n_weights": 1234, "seconds": seconds, "losses": [2.0, 1.0]}
+        for seconds, accuracy in enumerate(accuracies, 1)
+    ]
+
+
+def test_the_statistics(capsys):
+    results = {"baseline": results_with(20, 25, 18), "attention": results_with(100, 90, 98)}
+    compare.print_statistics(results)
+    assert capsys.readouterr().out == (
+        "Accuracy in %                         mean   std  least  greatest  weights"
+        "  seconds a training\n"
+        "Encoder-Decoder Model                21.00  3.61  18.00     25.00    1,234"
+        "                2.00\n"
+        "Encoder-Decoder With Attention Model 96.00  5.29  90.00    100.00    1,234"
+        "                2.00\n"
+        "Difference                           75.00\n"
+    )
+    compare.print_statistics({"baseline": results_with(20), "attention": results_with(100)})
+    assert "20.00     -  20.00     20.00" in capsys.readouterr().out
 
 
 def test_the_files(unbroken):
-    output, stdout = unbroken
+    output, _ = unbroken
     assert {path.name for path in output.iterdir()} == {"repeats.jsonl", "comparison.png"}
-    assert stdout.splitlines()[-1] == f"Written: {output}/repeats.jsonl, {output}/comparison.png"
     assert (output / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    repeats = lines(output)
-    assert {(repeat["model"], repeat["seed"]) for repeat in repeats} == {
-        (name, seed) for name in compare.MODELS for seed in range(7, 7 + REPEATS)
-    }
-    assert len(repeats) == 2 * REPEATS
-    names = {"model", "seed", "accuracy", "seconds", "n_weights", "losses", *SETTINGS}
-    for repeat in repeats:
-        assert repeat.keys() == names and SETTINGS.items() <= repeat.items()
-    for make_model in (baseline_model, attention_model):
+    repeats = {(repeat["model"], repeat["seed"]): repeat for repeat in repeats_in(output)}
+    assert repeats.keys() == {(m, seed) for m in compare.MODELS for seed in range(7, 7 + REPEATS)}
+    for name, make_model in compare.MODELS.items():
         # Seed 9 again, here, by a plain loop: its curve and accuracy are what training gives.
         keras.utils.set_random_seed(9)
         model, rng = make_model(2, 6, 5), np.random.default_rng(9)
-        loss = train(model, *get_pairs(1990, 2, 1, 6, rng))
-        (repeat,) = [r for r in repeats if (r["model"], r["seed"]) == (model.name, 9)]
-        windows = [loss[i : i + 50].mean() for i in range(0, 1990, 50)]
-        np.testing.assert_allclose(repeat["losses"], windows, rtol=1e-4)
-        assert repeat["accuracy"] == pytest.approx(evaluate(model, 2, 1, 6, 30, rng))
-        assert repeat["n_weights"] == model.count_params()
+        losses = train(model, *get_pairs(1990, 2, 1, 6, rng))
+        expected = {
+            "model": name,
+            "seed": 9,
+            "accuracy": pytest.approx(evaluate(model, 2, 1, 6, 30, rng)),
+            "seconds": repeats[name, 9]["seconds"],
+            "n_weights": model.count_params(),
+            **SETTINGS,
+            "losses": pytest.approx([losses[i : i + 50].mean() for i in range(0, 1990, 50)], 1e-4),
+        }
+        assert repeats[name, 9] == expected
 
 
-@pytest.mark.parametrize("jobs", ["1", "16"])
+def test_a_bar_shows_the_means_on_a_terminal(tmp_path, run_here, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    stdout = run_here(tmp_path, "--n-repeats", 1)
+    accuracy = {repeat["model"]: repeat["accuracy"] for repeat in repeats_in(tmp_path)}
+    shown = " - ".join(f"{name}: {value:.4f}" for name, value in accuracy.items())
+    reverse = " - ".join(f"{name}: {value:.4f}" for name, value in reversed(accuracy.items()))
+    assert "0/2" in stdout and re.search(rf"2/2.*({shown}|{reverse})", stdout)
+
+
+# The same by any number of threads and machines
+
+
+@pytest.mark.parametrize("jobs", [1, 16])
 def test_any_number_of_jobs_gives_the_same(jobs, unbroken, tmp_path, run_here):
-    finished = run_here(tmp_path, "--jobs", jobs)
-    assert (finished.returncode, finished.stderr) == (0, "")
+    stdout = run_here(tmp_path, "--jobs", jobs)
     assert numbers(tmp_path) == numbers(unbroken[0])
-    assert without_seconds(finished.stdout, tmp_path) == without_seconds(unbroken[1], unbroken[0])
+    assert without_seconds(stdout, tmp_path) == without_seconds(unbroken[1], unbroken[0])
 
 
 CLUSTER = """
@@ -181,7 +191,7 @@ if __name__ == "__main__":
 
 
 def test_a_dask_cluster_gives_the_same(unbroken, tmp_path):
-    (tmp_path / "cluster.py").write_text(CLUSTER)  # knows nothing of this folder's modules
+    (tmp_path / "cluster.py").write_text(CLUSTER)  # knows nothing of the scripts' folder
     with subprocess.Popen(
         [sys.executable, "cluster.py"],
         cwd=tmp_path,
@@ -192,87 +202,133 @@ def test_a_dask_cluster_gives_the_same(unbroken, tmp_path):
     ) as cluster:
         address = cluster.stdout.readline().strip()
         output = tmp_path / "results"
-        finished = run(output, "--scheduler", address, timeout=120)
-        assert (finished.returncode, finished.stderr) == (0, "")
+        process = start(output, "--scheduler", address)
+        stdout, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr
         assert numbers(output) == numbers(unbroken[0])
-        assert without_seconds(finished.stdout, output) == without_seconds(unbroken[1], unbroken[0])
+        assert without_seconds(stdout, output) == without_seconds(unbroken[1], unbroken[0])
         cluster.communicate("\n", timeout=60)
+
+
+def test_a_repeat_depends_on_its_arguments_alone():
+    settings = {**SETTINGS, "n_updates": 90}
+    first, other, again = (
+        compare.run_repeat("baseline", seed, settings) | {"seconds": None} for seed in (3, 4, 3)
+    )
+    assert first == again and first["losses"] != other["losses"]
+
+
+def test_seconds_are_those_of_training(monkeypatch):
+    """Neither of waiting for other threads nor of compiling."""
+
+    def compile_slowly(*args):
+        time.sleep(1)
+        return compile_updates(*args)
+
+    compile_updates = compare.compile_updates
+    monkeypatch.setattr(compare, "compile_updates", compile_slowly)
+    monkeypatch.setattr(compare.baseline, "COMPILED", {})
+    repeat = compare.run_repeat("baseline", 3, {**SETTINGS, "n_updates": 1})
+    assert 0 < repeat["seconds"] < 1
+
+
+def test_train_evaluate_model_as_the_article_calls_it():
+    model = compare.MODELS["baseline"](2, 6, 5)
+    accuracy, losses = compare.train_evaluate_model(model, 2, 1, 6, n_updates=10)
+    assert 0 <= accuracy <= 100 and losses.shape == (10,)
 
 
 # Runs that end early, and others beside them
 
 
-@posix
 def test_killed_and_resumed_equals_unbroken(unbroken, tmp_path, run_here):
-    output = tmp_path / "results"
-    process = start(*command(output, "--jobs", "2"))
-    wait_for_lines(output, 3, process)
+    process = start(tmp_path, "--jobs", "2")
+    wait_for_lines(tmp_path, 3, process)
     process.kill()
     process.communicate()
-    path = output / "repeats.jsonl"
+    path = tmp_path / "repeats.jsonl"
     finished = path.read_text()
     assert 3 <= finished.count("\n") < 2 * REPEATS
     torn = '{"model": "baseline", "seed": 7, "accu'
     path.write_text(finished + torn)  # killed while writing
 
-    resumed = run_here(output, "--resume", "--jobs", "1")
-    assert resumed.returncode == 0, resumed.stderr
-    assert without_seconds(resumed.stdout, output) == without_seconds(unbroken[1], unbroken[0])
+    stdout = run_here(tmp_path, "--resume", "--jobs", 1)
+    assert without_seconds(stdout, tmp_path) == without_seconds(unbroken[1], unbroken[0])
     assert path.read_text().startswith(finished + torn + "\n")  # these were not run again
     path.write_text(path.read_text().replace(torn + "\n", ""))
-    assert numbers(output) == numbers(unbroken[0])
+    assert numbers(tmp_path) == numbers(unbroken[0])
 
 
-@posix
-@pytest.mark.parametrize("n_finished", [0, 2])
-def test_ctrl_c(n_finished, tmp_path):
-    """While compiling, which takes seconds, and while training: gone at once, without a word."""
-    output = tmp_path / "results"
-    size = [] if n_finished else ["--n-units", "100", "--n-timesteps-in", "10"]
-    process = start(*command(output, "--jobs", "2", *size))
-    if n_finished:
-        wait_for_lines(output, n_finished, process)
+@pytest.mark.parametrize("compiling", [True, False])
+def test_ctrl_c_ends_it_at_once_without_a_traceback(compiling, tmp_path):
+    # These sizes take many seconds to compile.
+    flags = ["--n-units", "300", "--n-timesteps-in", "10"] if compiling else []
+    process = start(
+        tmp_path / "results",
+        *flags,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background
+    )
+    if compiling:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "results").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)  # it imports
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
     else:
-        while not output.exists():  # after the imports
-            time.sleep(0.01)
-        time.sleep(3)
-        assert process.poll() is None
+        wait_for_lines(tmp_path / "results", 2, process)
     before = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
     assert time.monotonic() - before < 2
     assert (process.returncode, stderr) == (-signal.SIGINT, "")
-    if n_finished:
-        assert n_finished <= len(lines(output)) < 2 * REPEATS
 
 
-@posix
 def test_two_runs_at_once_in_one_folder(unbroken, tmp_path):
-    others = ["--seed", str(7 + REPEATS)]
-    runs = [start(*command(tmp_path)), start(*command(tmp_path, *others))]
-    for process in runs:
-        assert process.communicate(timeout=120)[1] == "" and process.returncode == 0
-    repeats = lines(tmp_path)
+    for process in [start(tmp_path), start(tmp_path, "--seed", str(7 + REPEATS))]:
+        assert process.wait(timeout=200) == 0
+    repeats = numbers(tmp_path)
     assert len(repeats) == 4 * REPEATS
-    assert {repeat["seed"] for repeat in repeats} == set(range(7, 7 + 2 * REPEATS))
-    first = [repeat for repeat in numbers(tmp_path) if repeat["seed"] < 7 + REPEATS]
-    assert first == numbers(unbroken[0])
+    assert [repeat for repeat in repeats if repeat["seed"] < 7 + REPEATS] == numbers(unbroken[0])
 
 
-def test_what_fails_is_told_and_loses_nothing(tmp_path, monkeypatch, run_here):
-    def fail_for_seed_8(*args, rng, **kwargs):
-        if rng == 8:
-            raise MemoryError("full")
-        return original(*args, rng=rng, **kwargs)
+def test_what_cannot_be_saved_ends_the_run_with_status_1(unbroken, tmp_path):
+    """A full disk, here a limit on the size of a file: the lines before stay whole."""
+    line = len((unbroken[0] / "repeats.jsonl").read_text()) // (2 * REPEATS)
+    limit = 3 * line + line // 2
+    process = start(
+        tmp_path,
+        preexec_fn=lambda: (
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        ),
+    )
+    stdout, stderr = process.communicate(timeout=100)
+    assert (process.returncode, stdout) == (1, "")
+    assert f"3 of {2 * REPEATS} trainings are saved in {tmp_path}/repeats.jsonl" in stderr
+    assert stderr.endswith("OSError: [Errno 27] File too large\n")
+    assert stderr.count("Traceback") == 1
+    assert len(compare.read_repeats(tmp_path / "repeats.jsonl", SETTINGS)) == 3
 
-    original = compare.train_evaluate_model
-    monkeypatch.setattr(compare, "train_evaluate_model", fail_for_seed_8)
-    with pytest.raises(MemoryError, match="full"):
-        run_here(tmp_path, "--n-updates", "20", "--jobs", "1")
-    deadline = time.monotonic() + 60
-    while len(lines(tmp_path)) < 2 * REPEATS - 2 and time.monotonic() < deadline:
-        time.sleep(0.1)  # the other trainings go on
-    assert {repeat["seed"] for repeat in lines(tmp_path)} == {7, 9, 10}
+
+def test_a_training_that_fails_ends_the_run_and_loses_nothing(tmp_path):
+    """At once and told once, though others would train for minutes."""
+    code = f"""
+import runpy, sys, baseline
+evaluate = baseline.evaluate
+def fail(model, *args):
+    if model.name == "attention":
+        raise MemoryError("full")
+    return evaluate(model, *args)
+baseline.evaluate = fail
+sys.argv[1:] = {[*FLAGS, "--n-updates", "20", "--output", str(tmp_path), "--jobs", "1"]}
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.count("MemoryError: full") == 1
+    assert f"0 of {2 * REPEATS} trainings are saved" in run.stderr
 
 
 # Resuming
@@ -281,73 +337,85 @@ def test_what_fails_is_told_and_loses_nothing(tmp_path, monkeypatch, run_here):
 def test_resume_with_nothing_left_to_do(unbroken, copied, run_here):
     (copied / "comparison.png").unlink()
     before = (copied / "repeats.jsonl").read_bytes()
-    again = run_here(copied, "--resume")
-    assert (again.returncode, again.stderr) == (0, "")
-    assert again.stdout.splitlines()[:-1] == unbroken[1].splitlines()[:-1]
+    stdout = run_here(copied, "--resume")
+    assert stdout.splitlines()[:-1] == unbroken[1].splitlines()[:-1]
     assert (copied / "repeats.jsonl").read_bytes() == before
     assert (copied / "comparison.png").exists()
 
 
-def test_other_settings_stand_beside(copied, run_here):
+def test_resume_with_other_settings_and_numbers_of_repeats(unbroken, copied, run_here):
     before = (copied / "repeats.jsonl").read_text()
-    assert run_here(copied, "--resume", "--n-repeats", "1", "--n-eval", "29").returncode == 0
+    for n_repeats in (1, 2, 1):
+        run_here(copied, "--resume", "--n-repeats", n_repeats, "--n-eval", 29)
     assert (copied / "repeats.jsonl").read_text().startswith(before)
-    assert [repeat["n_eval"] for repeat in lines(copied)] == [30] * 2 * REPEATS + [29] * 2
+    assert [repeat["n_eval"] for repeat in repeats_in(copied)] == [30] * 2 * REPEATS + [29] * 4
     for setting in SETTINGS:
         other = {**SETTINGS, setting: 99}
         assert compare.read_repeats(copied / "repeats.jsonl", other) == {}
-    assert len(compare.read_repeats(copied / "repeats.jsonl", SETTINGS)) == 2 * REPEATS
-
-
-def test_resume_where_there_is_nothing_and_then_more_repeats(unbroken, tmp_path, run_here):
-    for n_repeats in (1, 2, 1):
-        finished = run_here(tmp_path, "--resume", "--n-repeats", str(n_repeats))
-        assert (finished.returncode, finished.stderr) == (0, "")
-    expected = [repeat for repeat in numbers(unbroken[0]) if repeat["seed"] < 9]
-    assert numbers(tmp_path) == expected
 
 
 def test_without_resume_all_is_trained_and_the_later_line_counts(copied, run_here):
-    before = (copied / "repeats.jsonl").read_text()
-    wrong = before.replace('"accuracy": ', '"accuracy": 100')
-    (copied / "repeats.jsonl").write_text(wrong)
-    assert run_here(copied, "--n-repeats", "1").returncode == 0
-    assert (copied / "repeats.jsonl").read_text().startswith(wrong)
-    assert len(lines(copied)) == 2 * REPEATS + 2
-    repeats = compare.read_repeats(copied / "repeats.jsonl", SETTINGS)
-    assert len(repeats) == 2 * REPEATS
-    for (_, seed), repeat in repeats.items():
+    path = copied / "repeats.jsonl"
+    wrong = path.read_text().replace('"accuracy": ', '"accuracy": 100')
+    path.write_text(wrong)
+    run_here(copied, "--n-repeats", 1)
+    assert path.read_text().startswith(wrong) and len(repeats_in(copied)) == 2 * REPEATS + 2
+    for (_, seed), repeat in compare.read_repeats(path, SETTINGS).items():
         assert (repeat["accuracy"] > 100) == (seed != 7)
 
 
+# Flags
+
+
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flag", "value", "message"),
     [
-        (["--jobs", "0"], "--jobs: must be at least 1, got 0"),
-        (["--jobs", "x"], "--jobs: invalid integer value: 'x'"),
-        (["--n-repeats", "0"], "--n-repeats: must be at least 1, got 0"),
-        (["--n-timesteps-out", "9"], "--n-timesteps-out: must be at most 2"),
+        ("--n-timesteps-out", "3", "must be at most 2"),
+        ("--n-timesteps-out", "0", "must be at least 1, got 0"),
+        ("--n-timesteps-in", "0", "must be at least 1, got 0"),
+        ("--n-features", "1", "must be at least 2, got 1"),
+        ("--n-units", "0", "must be at least 1, got 0"),
+        ("--n-updates", "-2", "must be at least 1, got -2"),
+        ("--n-eval", "0", "must be at least 1, got 0"),
+        ("--n-repeats", "0", "must be at least 1, got 0"),
+        ("--seed", "-1", "must be at least 0, got -1"),
+        ("--jobs", "x", "invalid integer value: 'x'"),
+        ("--scheduler", "nonsense://1", "nonsense://1: unknown address scheme 'nonsense'"),
     ],
 )
-def test_bad_flags(flags, message, tmp_path, run_here):
-    refused = run_here(tmp_path, *flags)
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.endswith(f"\ncompare.py: error: argument {message}\n")
-    assert not (tmp_path / "repeats.jsonl").exists()
+def test_bad_flags(flag, value, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        compare.main([*FLAGS, "--output", str(tmp_path / "new"), flag, value])
+    stdout, stderr = capsys.readouterr()
+    assert (refused.value.code, stdout) == (2, "")
+    assert f": error: argument {flag}: {message}" in stderr and len(stderr.split("error:")) == 2
+    assert not (tmp_path / "new").exists()
 
 
-# Its functions
+def test_an_output_folder_that_cannot_be(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for output, reason in [
+        (tmp_path / "file", "File exists"),
+        (tmp_path / "file" / "folder", "Not a directory"),
+        ("/proc/none", "No such file or directory"),
+    ]:
+        with pytest.raises(SystemExit) as refused:
+            compare.main(["--output", str(output)])
+        assert refused.value.code == 2
+        assert f"error: argument --output: {reason}: '{output}'\n" in capsys.readouterr().err
 
 
-def test_train_evaluate_model():
-    model = baseline_model(2, 6, 5)
-    accuracy, losses = compare.train_evaluate_model(model, 2, 1, 6, n_updates=10)
-    assert 0 <= accuracy <= 100 and losses.shape == (10,)
-    with pytest.raises(ValueError, match=r"n_out must be at most n_in \(2\), got 3"):
-        compare.train_evaluate_model(model, 2, 3, 6)
-
-
-def test_a_repeat_depends_on_its_arguments_alone():
-    run = functools.partial(compare.run_repeat, "baseline", settings={**SETTINGS, "n_updates": 90})
-    first, other, again = (run(seed) | {"seconds": None} for seed in (3, 4, 3))
-    assert first == again and first["losses"] != other["losses"]
+def test_the_help_shows_the_articles_values_in_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        compare.main(["--help"])
+    stdout = capsys.readouterr().out
+    assert stdout.isascii() and max(map(len, stdout.splitlines())) <= 80
+    help = re.sub(r"\s+", " ", stdout)
+    for name, value in {
+        "timesteps-in": 5,
+        "timesteps-out": 2,
+        "features": 50,
+        "units": 150,
+    }.items():
+        assert re.search(rf"--n-{name} N_\w+ [^-]*\(default: {value}\)", help), name
