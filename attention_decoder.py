@@ -27,7 +27,8 @@ class AttentionCell(keras.layers.Layer):
     """One step of `AttentionDecoder`: all of its weights, and the equations of one t.
 
     Arguments as there. Called with x_t (batch, m), s_{t-1} (batch, u) and the memory, it returns
-    y_t (batch, o), s_t (batch, u) and the scores α_t (batch, T_in).
+    y_t (batch, o), s_t (batch, u) and the scores α_t (batch, T_in). That is more than the cells of
+    `keras.layers.RNN` are given and return: it is none of them.
     """
 
     def __init__(
@@ -49,12 +50,7 @@ class AttentionCell(keras.layers.Layer):
 
         def weight(name, shape, kind):
             initializer = getattr(self, f"{kind}_initializer")
-            # Used again, it would draw the same numbers, unless its seed is a generator.
-            config = getattr(initializer, "get_config", dict)()
-            if isinstance(config.get("seed"), int):
-                config["seed"] += len(self.weights)
-            if not isinstance(config.get("seed", {}), dict):
-                initializer = initializer.from_config(config)
+            initializer = _with_its_own_seed(initializer, len(self.weights))
             rules = {r: getattr(self, f"{kind}_{r}") for r in ("regularizer", "constraint")}
             autocast = name not in ("V_a", "E")  # scores are float32; E is cast where it is used
             variable = self.add_weight(
@@ -97,8 +93,9 @@ class AttentionCell(keras.layers.Layer):
         e = energies(sW_a, k, ops.expand_dims(self.V_a, 1))  # (B, Tin)
         if mask:
             e = ops.where(mask[0], e, -3.4e38)  # about the least float32
-        # α_t = softmax over j of e_t
-        alpha = ops.softmax(e) if e.shape[-1] != 1 else ops.exp(e - e)  # softmax warns of one
+        # α_t = softmax over j of e_t: ops.softmax warns of one step, which an export traces
+        alpha = ops.exp(e - ops.stop_gradient(ops.max(e, axis=-1, keepdims=True)))
+        alpha = alpha / ops.sum(alpha, axis=-1, keepdims=True)
         if mask:
             alpha = ops.where(mask[0], alpha, 0)  # a sample that is all padding attends to nothing
         alpha = ops.cast(alpha, self.compute_dtype)
@@ -235,7 +232,12 @@ class AttentionDecoder(keras.layers.Layer):
         self.unroll = unroll
         self.input_spec = keras.layers.InputSpec(ndim=3)
 
-    def build(self, encoded_shape):
+    @keras.layers.Layer.dtype_policy.setter
+    def dtype_policy(self, policy):
+        keras.layers.Layer.dtype_policy.fset(self, policy)
+        self.cell.dtype_policy = policy
+
+    def build(self, encoded_shape, targets_shape=None):  # the second for a model's summary
         x_width = self.cell.embedding_dim or self.cell.output_dim
         self.cell.build((None, x_width), (encoded_shape,))
         self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: encoded_shape[-1]})
@@ -247,6 +249,8 @@ class AttentionDecoder(keras.layers.Layer):
         cell = self.cell
         U, C, W, b = cell.join("rzpo" if targets is None else "rzp")
         x, s, memory = self.start(encoded, encoded_mask if mask is None else mask, initial_state)
+        if targets is not None:
+            targets = self._embed("targets", targets, encoded.shape[0], None)  # (B, Tout, m)
         kept = None
         if self.dropout and training:  # the same for all t; c_t is linear in h, so h can lose parts
             kept, kept_h = (
@@ -272,12 +276,11 @@ class AttentionDecoder(keras.layers.Layer):
             return [o] + [alpha] * with_scores, [x, s_t]
 
         if targets is None:
-            length = _positive_integer("output_length", output_length, optional=True)
-            length = length or self.output_length or ops.shape(encoded)[1]
+            length = self._steps_out(ops.shape(encoded)[1], output_length)
             no_input = ops.zeros((ops.shape(x)[0], length, 1), dtype=x.dtype)
             o, *alpha = self._loop(free, no_input, [x, s])
         else:  # nothing of y is fed back: its products are made for all t at once
-            x = ops.concatenate([x[:, None], self._embed("targets", targets, 2)], axis=1)[:, :-1]
+            x = ops.concatenate([x[:, None], targets], axis=1)[:, :-1]
             x = x if kept is None else x * kept[:, None]
             s, c, *alpha = self._loop(forced, ops.matmul(x, W) + b, [s])
             o = cell.read_out(x, s, c)
@@ -296,6 +299,7 @@ class AttentionDecoder(keras.layers.Layer):
             mask: Boolean (batch, T_in), False at padding; None for none, whatever `encoded` has.
             initial_state: s_0 in place of tanh(h_1 W_s).
         """
+        encoded, mask, initial_state = self._checked_start(encoded, mask, initial_state)
         _refuse_symbolic("start", encoded, mask, initial_state)
         if not self.built:
             self.build(encoded.shape)
@@ -303,7 +307,6 @@ class AttentionDecoder(keras.layers.Layer):
         h = ops.cast(encoded, dtype)  # (B, Tin, D)
         h_1 = h[:, 0]  # (B, D)
         if mask is not None:
-            _check_shape("mask", mask, *h.shape[:2])
             mask = ops.cast(mask, "bool")
             h = ops.where(mask[:, :, None], h, 0)  # clears even a NaN
             first = ops.cumsum(ops.cast(mask, "int32"), axis=1) == 1  # and at padding after it, a 0
@@ -314,7 +317,6 @@ class AttentionDecoder(keras.layers.Layer):
         # s_0 = tanh(h_1 W_s)
         s_0 = ops.tanh(ops.matmul(h_1, ops.cast(cell.W_s, dtype)))  # (B, u)
         if initial_state is not None:
-            _check_shape("initial_state", initial_state, h.shape[0], cell.units)
             s_0 = ops.cast(initial_state, dtype)
         # x_1 = 0
         x_1 = ops.zeros((ops.shape(h)[0], cell.embedding_dim or cell.output_dim), dtype=dtype)
@@ -337,20 +339,58 @@ class AttentionDecoder(keras.layers.Layer):
             y: y_t (batch, o), which goes through `feedback`; or ids, integers (batch,), the symbols
                 that were chosen, -1 for zeros.
         """
+        y = _tensor("y", y)
         _refuse_symbolic("feed", y)
-        if not _are_ids("y", y, 1) and self.feedback is not None:
-            y = ops.argmax(y, axis=-1) if self.feedback == "argmax" else self.feedback(y)
-        return self._embed("y", y, 1)
+        if self.feedback is not None and not self._are_ids("y", y, None):
+            y = _argmax(y) if self.feedback == "argmax" else self.feedback(y)
+        return self._embed("y", y, None)
 
-    def _embed(self, name, y, rank):
+    def _checked_start(self, encoded, mask, initial_state):
+        """The arguments of `start` as tensors. Raises ValueError, if they do not fit."""
+        encoded = _tensor("encoded", encoded)
+        _check_shape("encoded", encoded, None, None, self.cell.C_r.shape[0] if self.built else None)
+        batch, steps_in = encoded.shape[:2]
+        mask = _tensor("mask", mask)
+        if mask is not None:
+            _check_shape("mask", mask, batch, steps_in)
+        if isinstance(initial_state, (list, tuple)):  # as keras.layers.GRU takes it
+            if len(initial_state) != 1:
+                raise ValueError(
+                    "initial_state must be one tensor (batch, u), or a list of one, got "
+                    f"{len(initial_state)}: of the states [h, c] of an LSTM, give h"
+                )
+            (initial_state,) = initial_state
+        initial_state = _tensor("initial_state", initial_state)
+        if initial_state is not None:
+            _check_shape("initial_state", initial_state, batch, self.cell.units)
+        return encoded, mask, initial_state
+
+    def _are_ids(self, name, y, *shape):
+        """Whether y are ids, integers of this shape, and not vectors, floats of (*shape, o)."""
+        ids, o, rank = keras.backend.is_int_dtype(y.dtype), self.cell.output_dim, len(shape)
+        got = f"got {keras.backend.standardize_dtype(y.dtype)} of shape {tuple(y.shape)}"
+        if len(y.shape) != (rank if ids else rank + 1):
+            raise ValueError(
+                f"{name} must be integers of rank {rank} (ids) or floats of rank {rank + 1} "
+                f"(vectors), {got}"
+            )
+        if ids and o == 1:
+            raise ValueError(
+                f"{name} must be floats of rank {rank + 1}, numbers on a last axis of 1, where "
+                f"output_dim is 1, {got}"
+            )
+        _check_shape(name, y, *shape, *([] if ids else [o]))
+        return ids
+
+    def _embed(self, name, y, *shape):
         """y E, for vectors or ids y."""
         E, dtype = self.cell.E if self.cell.embedding_dim else None, self.compute_dtype
-        if not _are_ids(name, y, rank):
+        y = _tensor(name, y)
+        if not self._are_ids(name, y, *shape):
             y = ops.cast(y, dtype)
             return y if E is None else ops.matmul(y, ops.cast(E, dtype))
         if E is None:
             return ops.one_hot(y, self.cell.output_dim, dtype=dtype)  # of -1: zeros
-        y = ops.convert_to_tensor(y)
         x = ops.cast(ops.take(E, ops.maximum(y, 0), axis=0), dtype)
         return ops.where(y[..., None] >= 0, x, 0)
 
@@ -376,16 +416,37 @@ class AttentionDecoder(keras.layers.Layer):
         ends = [sum(cell.widths[:i]) for i in range(len(cell.widths))] + [None]
         return [outputs[..., a:b] for a, b in zip(ends, ends[1:])]
 
-    def compute_output_spec(
-        self, encoded, targets=None, mask=None, return_attention_scores=False, **kwargs
+    def compute_output_shape(
+        self, encoded_shape, targets_shape=None, return_attention_scores=False, output_length=None
     ):
-        batch, steps_in, _ = encoded.shape
-        length = _positive_integer("output_length", kwargs.get("output_length"), optional=True)
-        length = (length or self.output_length or steps_in) if targets is None else targets.shape[1]
-        scores = keras.KerasTensor((batch, length, steps_in), self.compute_dtype)
-        outputs = keras.KerasTensor((batch, length, self.cell.output_dim), self.compute_dtype)
-        outputs = scores if self.return_probabilities else outputs
+        batch, steps_in = encoded_shape[:2]
+        if targets_shape is None:
+            steps_out = self._steps_out(steps_in, output_length)
+        else:
+            steps_out = targets_shape[1]
+        scores = (batch, steps_out, steps_in)
+        outputs = scores if self.return_probabilities else (batch, steps_out, self.cell.output_dim)
         return (outputs, scores) if return_attention_scores else outputs
+
+    def compute_output_spec(
+        self, encoded, targets=None, mask=None, return_attention_scores=False, *,
+        encoded_mask=None, output_length=None, initial_state=None, training=False,
+    ):  # fmt: skip
+        self._checked_start(encoded, encoded_mask if mask is None else mask, initial_state)
+        if targets is not None:
+            targets = _tensor("targets", targets)
+            self._are_ids("targets", targets, encoded.shape[0], None)
+        shapes = self.compute_output_shape(
+            encoded.shape, getattr(targets, "shape", None), return_attention_scores, output_length
+        )
+        return keras.tree.map_shape_structure(
+            lambda shape: keras.KerasTensor(shape, self.compute_dtype), shapes
+        )
+
+    def _steps_out(self, steps_in, output_length):
+        """T_out where there are no targets."""
+        output_length = _positive_integer("output_length", output_length, optional=True)
+        return output_length or self.output_length or steps_in
 
     def compute_mask(self, inputs, previous_mask):
         return None  # the input's mask says nothing about the output steps
@@ -440,15 +501,29 @@ def _check_shape(name, tensor, *shape):
         raise ValueError(f"{name} must have the shape {shape}, got {got}")
 
 
-def _are_ids(name, y, rank):
-    """Whether y are ids, integers of this rank, and not vectors."""
-    ids = keras.backend.is_int_dtype(y.dtype)
-    if len(y.shape) != (rank if ids else rank + 1):
-        raise ValueError(
-            f"{name} must be integers of rank {rank} (ids) or floats of rank {rank + 1} (vectors), "
-            f"got {keras.backend.standardize_dtype(y.dtype)} of shape {tuple(y.shape)}"
-        )
-    return ids
+def _tensor(name, x):
+    """An array or a list of numbers as a tensor; None and a keras.Input as they are."""
+    if isinstance(x, (list, tuple)) and any(isinstance(t, keras.KerasTensor) for t in x):
+        raise ValueError(f"{name} must be one tensor, got a list of {len(x)}")
+    return x if x is None or isinstance(x, keras.KerasTensor) else ops.convert_to_tensor(x)
+
+
+def _argmax(y):
+    """The first of the largest entries, without ops.argmax of floats, which cannot be exported."""
+    largest = ops.equal(y, ops.max(y, axis=-1, keepdims=True))
+    return ops.argmax(ops.cast(largest, "int32"), axis=-1)
+
+
+def _with_its_own_seed(initializer, n):
+    """The initializer for the n-th weight: one used again would draw the same numbers again.
+
+    Not so where it has no seed, or one that is a generator.
+    """
+    config = initializer.get_config() if hasattr(initializer, "get_config") else {}
+    if "seed" not in config or isinstance(config["seed"], dict):
+        return initializer
+    seed = config["seed"]
+    return initializer.from_config({**config, "seed": None if seed is None else seed + n})
 
 
 def _module(name):
