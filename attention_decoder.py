@@ -2,7 +2,7 @@
 
 `AttentionDecoder` is the decoder of Bahdanau, Cho & Bengio, "Neural Machine Translation by Jointly
 Learning to Align and Translate" (arXiv:1409.0473, appendix A) as a Keras layer; `AttentionCell` is
-one step of it. Copy this file into your project: it needs Keras (3.2 or later) and Python 3.9 or
+one step of it. Copy this file into your project: it needs Keras (3.10 or later) and Python 3.9 or
 later, and runs on TensorFlow, JAX and PyTorch.
 """
 

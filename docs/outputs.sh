@@ -4,9 +4,10 @@
 # `pip install phonetisaurus`:
 #   bash docs/outputs.sh | tee outputs.txt && mv outputs.txt docs/
 cd "$(dirname "$0")/.." || exit
+export PYTHONPATH=tests
 
 run() {
-    echo "\$ $*"
+    echo "\$ ${label:-$*}"
     /usr/bin/time -f "%e s, %M KB" "$@" 2>&1 </dev/null
     echo
 }
@@ -22,12 +23,13 @@ grep -vxE 'python compare.py|.*(HOST|WORD).*' <<<"$commands" | awk '!seen[$0]++'
         run $command
     done
 cp results/attention.png results/pronounce.png docs/
-# The lines to change.
-sed 's/AttentionDecoder(n_units, n_features,/& feedback="argmax",/' attention.py >changed_attention.py
-run python changed_attention.py
-sed '/name="encoder"/s/LSTM(n_units,/& go_backwards=True,/' baseline.py >changed_baseline.py
-run python changed_baseline.py
-rm changed_*.py
+# The changes of "Try it", each in a copy of the scripts.
+python -c 'import test_readme; test_readme.write_changes("changed")' |
+    while IFS=$'\t' read -r folder label; do
+        # shellcheck disable=SC2086 # several words
+        (cd "$folder" && label=$label run ${label%% #*})
+    done
+rm -r changed
 # Not the test that compares the figures with these outputs, which are not there yet.
 figures=tests/test_readme.py::test_every_figure_is_in_the_outputs_kept
 run python -m pytest -q --disable-warnings --deselect "$figures"

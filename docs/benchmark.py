@@ -1,4 +1,4 @@
-"""How fast it is, by hand: `python tests/benchmark.py`. A few minutes, on one core.
+"""How fast it is, by hand: `python docs/benchmark.py`. A few minutes, on one core.
 
 Prints, as medians, the time of an update of the article's models made in four ways, and the time
 of a training step, the time to compile and the peak memory of the layer for longer sequences. Every

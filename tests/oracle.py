@@ -1,0 +1,114 @@
+"""The decoder once more, in NumPy, and what else the tests of the layer share.
+
+They run on whichever backend KERAS_BACKEND names.
+"""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from attention_decoder import AttentionDecoder
+
+BACKEND = keras.backend.backend()
+if BACKEND == "jax":
+    import jax
+
+    jax.config.update("jax_enable_x64", True)  # lets a float64 layer be one
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling takes most of the time
+
+# Keras' own matmul (PyTorch) and tanh (JAX) turn float64 into float32.
+EXACT = 1e-12 if BACKEND == "tensorflow" else 1e-6
+NAMES = (
+    "V_a W_a U_a b_a C_r U_r W_r b_r C_z U_z W_z b_z C_p U_p W_p b_p C_o U_o W_o b_o W_s".split()
+)
+# Padding on the right, in between, everywhere and nowhere.
+MASK = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
+IDS = np.random.default_rng(3).integers(5, size=(4, 9))
+
+only_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="about TensorFlow alone")
+only_torch = pytest.mark.skipif(BACKEND != "torch", reason="about PyTorch alone")
+
+
+def softmax(x):
+    e = np.exp(x - np.max(x, initial=-np.inf))
+    return e / e.sum()
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def same(x):
+    return x
+
+
+FUNCTIONS = {
+    None: same, "linear": same, "tanh": np.tanh, "sigmoid": sigmoid, "softmax": softmax,
+    "relu": lambda x: np.maximum(x, 0), "argmax": lambda y: np.eye(len(y))[np.argmax(y)],
+}  # fmt: skip
+
+
+@keras.saving.register_keras_serializable("test")
+def double(y):
+    """A feedback that a user wrote."""
+    return 2 * y
+
+
+def numpy_decoder(
+    w, h, targets=None, mask=None, output_length=None, initial_state=None, activation="tanh",
+    output_activation="softmax", feedback=None, kept=None, **_,
+):  # fmt: skip
+    """Returns outputs and scores for h (B, Tin, D) and weights w, with what layer and call take.
+
+    Written from the equations alone, one sample and one input step at a time, in float64. `kept`,
+    in place of dropout, are factors of x_t (B, m) and of c_t (B, D). All else changes no number.
+    """
+    f = {name: FUNCTIONS.get(name, name) for name in (activation, output_activation, feedback)}
+    B, T_in, D = h.shape
+    o = len(w["b_o"])
+    if targets is not None and targets.ndim == 2:  # ids
+        targets = np.equal(targets[..., None], np.arange(o)).astype("float64")
+    T_out = (output_length or T_in) if targets is None else targets.shape[1]
+    outputs, scores = np.zeros((B, T_out, o)), np.zeros((B, T_out, T_in))
+    for b in range(B):
+        steps = np.arange(T_in) if mask is None else np.flatnonzero(mask[b])
+        s = np.tanh((h[b, steps[0]] if len(steps) else np.zeros(D)) @ w["W_s"])
+        s = s if initial_state is None else initial_state[b]
+        x = np.zeros(o)
+        for t in range(T_out):
+            x = x @ w["E"] if "E" in w else x
+            e = [w["V_a"] @ np.tanh(s @ w["W_a"] + h[b, j] @ w["U_a"] + w["b_a"]) for j in steps]
+            scores[b, t, steps] = softmax(np.array(e))
+            c = scores[b, t, steps] @ h[b, steps]
+            if kept is not None:
+                x, c = x * kept[0][b], c * kept[1][b]
+
+            def gate(g, state, x=x, c=c):
+                return x @ w[f"W_{g}"] + state @ w[f"U_{g}"] + c @ w[f"C_{g}"] + w[f"b_{g}"]
+
+            r, z = sigmoid(gate("r", s)), sigmoid(gate("z", s))
+            p = f[activation](gate("p", r * s))
+            y = outputs[b, t] = f[output_activation](gate("o", s))
+            s = (1 - z) * s + z * p
+            x = f[feedback](y) if targets is None else targets[b, t]
+    return outputs, scores
+
+
+def random_layer(D=6, u=7, o=5, **kwargs):
+    """Returns a built layer with random weights, biases too, and the weights by name."""
+    layer = AttentionDecoder(u, o, **kwargs)
+    layer.build((None, 4, D))
+    rng = np.random.default_rng(0)
+    weights = {v.name: rng.normal(0, 0.6, v.shape) for v in layer.weights}
+    layer.set_weights(list(weights.values()))
+    return layer, weights
+
+
+def random_input(B=4, T=4, D=6, seed=1):
+    return np.random.default_rng(seed).normal(size=(B, T, D))
+
+
+def as_numpy(*tensors):
+    arrays = [ops.convert_to_numpy(ops.cast(tensor, "float64")) for tensor in tensors]
+    return arrays if len(arrays) > 1 else arrays[0]

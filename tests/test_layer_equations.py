@@ -1,0 +1,239 @@
+"""Does the layer compute what it says? Against the original's numbers and the decoder in NumPy."""
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from oracle import (
+    BACKEND, EXACT, IDS, MASK, NAMES, as_numpy, double, numpy_decoder, only_tensorflow,
+    random_input, random_layer,
+)  # fmt: skip
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
+else:
+    import torch
+
+MODES = {"tensorflow": ["eager", "graph", "xla"], "jax": ["xla"], "torch": ["eager"]}[BACKEND]
+
+
+def loss_and_gradients(layer, loss, x, mode=MODES[0]):
+    """Returns loss(layer, x) and its gradients by x and by each weight, as arrays."""
+    if BACKEND == "tensorflow":
+
+        def compute(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = loss(layer, x)
+            return value, tape.gradient(value, [x] + [v.value for v in layer.weights])
+
+        if mode != "eager":
+            compute = tf.function(compute, jit_compile=mode == "xla")
+        value, gradients = compute(tf.constant(x))
+    elif BACKEND == "jax":
+
+        def compute(x, weights):
+            with keras.StatelessScope(zip(layer.weights, weights, strict=True)):
+                return loss(layer, x)
+
+        weights = [v.value for v in layer.weights]
+        compute = jax.jit(jax.value_and_grad(compute, (0, 1)))
+        value, (g_x, g_w) = compute(jax.numpy.asarray(x), weights)
+        gradients = [g_x, *g_w]
+    else:
+        x = torch.tensor(x, requires_grad=True)
+        value = loss(layer, x)
+        gradients = torch.autograd.grad(value, [x] + [v.value for v in layer.weights])
+    return float(value), as_numpy(*gradients)
+
+
+# The original's numbers
+
+SMALL, MIDDLE, LONG = "u4_o3_d5_t6_b2", "u7_o11_d13_t9_b5", "u16_o5_d12_t40_b2"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name, unroll", [(SMALL, True), (MIDDLE, False), (LONG, False)])
+def test_weights_of_the_original_give_its_numbers_and_gradients(name, unroll, mode):
+    data = np.load(pathlib.Path(__file__).parent / "data" / f"decoder_{name}.npz")
+    units, output_dim, D, T, B = data["cfg"]
+    layer, _ = random_layer(D, units, output_dim, unroll=unroll)
+    layer.set_weights([data[f"w_{name}"] for name in NAMES])
+
+    def loss(layer, x):
+        y = layer(x, training=True)  # as in training: the scores are computed again
+        return ops.mean(keras.losses.categorical_crossentropy(data["y_true"], y))
+
+    y, scores = as_numpy(*layer(data["x"], return_attention_scores=True))
+    np.testing.assert_allclose(y, data["y64"], atol=3e-6)
+    np.testing.assert_allclose(scores, data["att64"], atol=3e-6)
+    value, gradients = loss_and_gradients(layer, loss, data["x"], mode)
+    assert value == pytest.approx(float(data["loss64"]), abs=3e-6)
+    for name, gradient in zip(["x", *NAMES], gradients, strict=True):
+        expected = data[f"g64_{name}"]
+        tolerance = 2e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(gradient, expected, atol=tolerance, err_msg=name)
+
+
+# The decoder in NumPy: a new argument of the layer or of its call is a row here.
+
+VECTORS, STATE = random_input(T=6, D=5, seed=2), random_input(T=7, seed=5)[:, :, 0]
+HIDDEN = np.where(IDS == IDS[:, :1], -1, IDS)  # the first symbol of each row, wherever it stands
+LOGITS = {"output_activation": "linear"}
+DROPOUT = {"dropout": 0.4, "seed": 8}
+# What a user does: the arguments of the layer, those of the call.
+CASES = {
+    "as many steps as it reads": ({}, {}),
+    "more steps": ({"output_length": 9}, {}),
+    "fewer steps": ({"output_length": 2}, {}),
+    "the call's length before the layer's": ({"output_length": 3}, {"output_length": 2}),
+    "the targets' length before both": ({"output_length": 3}, {"output_length": 2, "targets": IDS}),
+    "one input step": ({"output_length": 3}, {"encoded": random_input(T=1)}),
+    "vectors as targets": ({}, {"targets": VECTORS}),
+    "ids as targets": ({}, {"targets": IDS}),
+    "some ids hidden by -1": ({}, {"targets": HIDDEN}),
+    "another first state": ({}, {"initial_state": STATE}),
+    "another first state, and targets": ({}, {"initial_state": STATE, "targets": IDS}),
+    "other activations": ({"activation": "relu", "output_activation": "sigmoid"}, {}),
+    "logits, fed as probabilities": ({**LOGITS, "feedback": "softmax"}, {}),
+    "logits, the best one fed": ({**LOGITS, "feedback": "argmax"}, {}),
+    "a feedback of the user's own": ({"feedback": double}, {}),
+    "targets, which no feedback changes": ({"feedback": "argmax"}, {"targets": VECTORS}),
+    "dropout": (DROPOUT, {"training": True}),
+    "dropout, and targets": (DROPOUT, {"training": True, "targets": IDS}),
+    "dropout, but no training": (DROPOUT, {"targets": VECTORS}),
+}
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # Keras' softmax warns of one input step
+@pytest.mark.parametrize(
+    "how, masked",
+    [({}, False), ({}, True), ({"embedding_dim": 3}, True), ({"unroll": True}, True)],
+    ids=["plain", "masked", "embedded, masked", "unrolled, masked"],
+)
+@pytest.mark.parametrize("case", CASES)
+def test_the_outputs_and_scores_are_those_of_the_equations(case, how, masked):
+    arguments, call = CASES[case]
+    layer, w = random_layer(**arguments, **how, dtype="float64")
+    call = {"encoded": random_input(), **call}
+    if masked:  # NaN as padding: whatever stands there changes nothing
+        mask = MASK[:, : call["encoded"].shape[1]]
+        call |= {"mask": mask, "encoded": np.where(mask[:, :, None], call["encoded"], np.nan)}
+    kept = None
+    if call.get("training"):
+        seed = keras.random.SeedGenerator(8)
+        ones = (ops.ones((4, n), "float64") for n in (how.get("embedding_dim", 5), 6))
+        kept = [as_numpy(keras.random.dropout(one, 0.4, seed=seed)) for one in ones]
+        assert all(len(np.unique(factors)) == 2 for factors in kept)
+
+    encoded = call.pop("encoded")
+    expected = numpy_decoder(w, encoded, **{**arguments, **call}, kept=kept)
+    y, scores = as_numpy(*layer(encoded, **call, return_attention_scores=True))
+    np.testing.assert_allclose(y, expected[0], atol=10 * EXACT)
+    np.testing.assert_allclose(scores, expected[1], atol=10 * EXACT)
+    again = as_numpy(layer(encoded, **call))
+    if kept:
+        assert np.abs(again - y).max() > 1e-3  # other entries are dropped in another call
+    else:
+        np.testing.assert_allclose(again, expected[0], atol=10 * EXACT)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "arguments, targets",
+    [
+        ({"feedback": "softmax", "output_length": 3}, None),
+        ({"feedback": "argmax", "output_length": 3, "unroll": True}, None),
+        ({}, HIDDEN[:, :3]),
+    ],
+    ids=["free running", "unrolled", "targets"],
+)
+def test_training_follows_the_gradient_of_the_equations(arguments, targets, mode):
+    arguments = {"embedding_dim": 3, "output_activation": "linear", **arguments}
+    layer, w = random_layer(**arguments, dtype="float64")
+    x = np.where(MASK[:, :, None], random_input(), np.nan)
+    factors = random_input(T=3, D=9, seed=3)  # makes the loss depend on every output and score
+    call = {"targets": targets, "mask": MASK}
+
+    def loss(layer, x):
+        parts = layer(x, **call, return_attention_scores=True, training=True)
+        parts = ops.concatenate(parts, axis=-1)
+        return ops.sum(parts * ops.cast(factors, parts.dtype))
+
+    def expected(w, x):
+        parts = numpy_decoder(w, x, **{**arguments, **call})
+        return np.sum(np.concatenate(parts, axis=-1) * factors)
+
+    value, gradients = loss_and_gradients(layer, loss, x, mode)
+    assert value == pytest.approx(expected(w, x), rel=10 * EXACT)
+    assert np.all(gradients[0][~MASK] == 0)  # of padding
+    for name, gradient in zip(["x", *w], gradients, strict=True):
+        direction = np.random.default_rng(4).normal(size=gradient.shape)
+        ends = [
+            expected({**w, name: w[name] + step}, x) if name in w else expected(w, x + step)
+            for step in (1e-5 * direction, -1e-5 * direction)
+        ]
+        difference = (ends[0] - ends[1]) / 2e-5
+        slope = np.sum(gradient * direction)
+        assert slope == pytest.approx(difference, rel=EXACT**0.5, abs=EXACT), name
+
+
+@only_tensorflow  # elsewhere Keras clips the probabilities of a Dense layer too
+@pytest.mark.parametrize("targets", [None, IDS[:, :4]], ids=["free running", "targets"])
+def test_a_target_of_tiny_probability_is_still_learned(targets):
+    """As from a Dense layer: Keras finds the softmax's logits, so that nothing is clipped."""
+    layer, w = random_layer()
+    layer.cell.b_o.assign([0, 60, 0, 0, 0])
+    y_true = np.eye(5)[np.zeros((4, 4), int)]
+
+    def loss(layer, x):
+        return ops.mean(keras.losses.categorical_crossentropy(y_true, layer(x, targets=targets)))
+
+    value, gradients = loss_and_gradients(layer, loss, random_input().astype("float32"), "graph")
+    assert value > 30
+    gradient = dict(zip(["x", *w], gradients, strict=True))["b_o"]
+    assert gradient[0] == pytest.approx(-1, rel=1e-3)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_in_a_remat_scope_the_gradients_are_the_same(unroll):
+    def loss(layer, x):
+        return ops.sum(layer(x) ** 2)
+
+    x = random_input().astype("float32")
+    layer, w = random_layer(unroll=unroll, embedding_dim=3)
+    value, gradients = loss_and_gradients(layer, loss, x)
+    with keras.RematScope(mode="full"):
+        layer, w = random_layer(unroll=unroll, embedding_dim=3)
+        again, gradients_again = loss_and_gradients(layer, loss, x)
+    assert again == pytest.approx(value, rel=1e-5)
+    for name, a, b in zip(["x", *w], gradients_again, gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
+
+
+@only_tensorflow
+def test_a_prediction_has_second_derivatives():
+    """Only in training is a tanh computed again, which has none on TensorFlow."""
+    layer, _ = random_layer(dtype="float64")
+    x = random_input()
+
+    def slope(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = ops.sum(y * y)
+        return tape.gradient(loss, x)
+
+    direction = random_input(seed=2)
+    with tf.GradientTape() as tape:
+        x = tf.constant(x)
+        tape.watch(x)
+        along = ops.sum(slope(x) * direction)
+    step = 1e-5 * direction
+    difference = as_numpy(slope(x + step) - slope(x - step)) / 2e-5
+    np.testing.assert_allclose(as_numpy(tape.gradient(along, x)), difference, atol=1e-7)
