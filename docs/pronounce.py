@@ -114,10 +114,14 @@ def train(model, words, epochs, rng):
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
     model.compile(keras.optimizers.Adam(rate), [loss] * MODELS, jit_compile=True)
     for epoch in range(epochs):
-        losses = []
-        for x, y in draw_batches(words, rng):
-            losses.append(model.train_on_batch((x, y), [np.eye(SYMBOLS)[y]] * MODELS))
-        print(f"Epoch {epoch + 1}: loss {np.mean(losses, axis=0)[0] / MODELS:.4f}", flush=True)
+        batches, losses = draw_batches(words, rng), []
+        on_terminal = sys.stdout.isatty()  # elsewhere, one line an epoch
+        bar = keras.utils.Progbar(len(batches), verbose=on_terminal, stateful_metrics=["loss"])
+        for x, y in batches:
+            loss, *_ = model.train_on_batch((x, y), [np.eye(SYMBOLS)[y]] * MODELS)
+            losses.append(loss / MODELS)
+            bar.add(1, [("loss", np.mean(losses))])
+        print(f"Epoch {epoch + 1}: loss {np.mean(losses):.4f}", flush=True)
 
 
 class BeamSearch(keras.Model):
@@ -231,7 +235,9 @@ def main():
     print("\nletters            words    wrong, in %")
     for shorter, length in zip((0, *LENGTHS), LENGTHS):
         some = {word: said for word, said in spoken.items() if shorter < len(word) <= length}
-        print(f"{shorter + 1:2} to {length:2}{len(some):17,}{error_rates(some, test)[1]:12.2f}")
+        if some:
+            wrong = error_rates(some, test)[1]
+            print(f"{shorter + 1:2} to {length:2}{len(some):17,}{wrong:12.2f}")
     print("\nSome that are wrong:")
     wrong = [word for word, said in spoken.items() if said not in test[word]]
     for word in wrong[:: len(wrong) // 10 or 1][:10]:
