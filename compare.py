@@ -79,6 +79,8 @@ def run_repeats(executor, missing, settings, path):
     Returns {(name, seed): repeat}. On a terminal, a bar counts them and shows the mean accuracies
     so far. An error ends it at once; what is saved stays.
     """
+    if not missing:
+        return {}
     terminal = int(sys.stdout.isatty())
     bar = keras.utils.Progbar(
         len(missing), verbose=terminal, stateful_metrics=list(MODELS), unit_name="training"
@@ -210,12 +212,17 @@ def parse_arguments(argv):
     args = parser.parse_args(argv)
     if args.n_timesteps_out > args.n_timesteps_in:
         parser.error(f"argument --n-timesteps-out: must be at most {args.n_timesteps_in}")
-    try:
-        os.makedirs(args.output, exist_ok=True)
-        tempfile.TemporaryFile(dir=args.output).close()
-    except OSError as error:
-        parser.error(f"argument --output: {error.strerror}: {args.output!r}")
+    make_output(parser, args.output)
     return args
+
+
+def make_output(parser, path):
+    """Makes the folder for the results. If nothing can be written to it, the script ends."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        parser.error(f"argument --output: {error.strerror}: {path!r}")
 
 
 def at_least(least):
@@ -238,10 +245,11 @@ def main(argv=None):
 
     # Train what is not there yet.
     known = read_repeats(path, settings) if args.resume else {}
-    keys = [
-        (name, seed) for seed in seeds for name in ("attention", "baseline")
-    ]  # the longer first
-    missing = [key for key in keys if key not in known]
+    missing = []
+    for seed in seeds:
+        for name in ("attention", "baseline"):  # the longer training first
+            if (name, seed) not in known:
+                missing.append((name, seed))
     executor = args.scheduler or threads(min(args.jobs, len(missing) or 1))
     repeats = known | run_repeats(executor, missing, settings, path)
 
@@ -269,4 +277,5 @@ if __name__ == "__main__":
             main()
         except Exception:
             traceback.print_exc()
+            sys.stdout.flush()
             os._exit(1)  # at once: other trainings may still run

@@ -25,9 +25,8 @@ from rapidfuzz.distance import Levenshtein
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import baseline  # noqa: F401, before Keras: it chooses TensorFlow
+from compare import at_least, make_output  # which chooses TensorFlow for Keras
 from attention_decoder import AttentionDecoder
-from data_prep import at_least, folder
 import keras
 from keras import layers, ops
 
@@ -204,8 +203,9 @@ def main():
     add("--epochs", type=at_least(1), default=10, help="times that each word is learned (10)")
     add("--n-words", type=at_least(100), default=150_000, help="to learn and to test (all)")
     add("--seed", type=at_least(0), default=0, help="of all random numbers (0)")
-    add("--output", type=folder, default="results", help="folder of model and picture (results)")
+    add("--output", default="results", help="folder of model and picture (results)")
     args = parser.parse_args()
+    make_output(parser, args.output)
     name = "without_attention" if args.without_attention else "pronounce"
     kept, picture = (os.path.join(args.output, name + end) for end in (".keras", ".png"))
     if args.say:
