@@ -136,6 +136,8 @@ def compile_updates(model, X, y):
             raise NotImplementedError("Keras warns of weights that the loss does not depend on")
         if any(scope.get_current_value(weight) is not w_k for weight, w_k in zip(weights, w)):
             raise NotImplementedError("a layer changes a weight itself, beside the optimizer")
+        if len(scope.state_mapping) > len(known):
+            raise NotImplementedError("a layer has a state that the model does not know of")
         o = [scope.get_current_value(variable) for variable in others]
         # Adam (arXiv:1412.6980, end of section 2)
         n += 1

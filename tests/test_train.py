@@ -98,7 +98,7 @@ CHANGES = {
     "LayerNormalization": (lambda: model_of(layers.LayerNormalization()), True),
     "SpectralNormalization": (lambda: model_of(layers.SpectralNormalization(Dense(5))), False),
     "a second LSTM": (lambda: model_of(LSTM(), LSTM(go_backwards=True)), True),
-    "a stateful LSTM": (stateful_model, True),
+    "a stateful LSTM": (stateful_model, False),
     "an activation of one's own": (lambda: model_of(Dense(5, activation=clip)), False),
     "a Lambda layer": (lambda: model_of(layers.Lambda(lambda x: 2 * x)), False),
     "a frozen layer": (frozen_model, True),
@@ -136,7 +136,8 @@ def twins(make_model):
     model, twin = make_model(), make_model()
     rng = np.random.default_rng(0)
     for one in (model, twin):
-        one(X[:1])
+        if not one.built:
+            one(X[:1])
     for a, b in zip(model.variables, twin.variables):
         if "float" in a.dtype:
             a.assign(rng.uniform(0.1, 0.6, a.shape))
@@ -170,11 +171,12 @@ DROPOUTS = {
 
 @pytest.mark.parametrize("dropout", DROPOUTS)
 def test_dropout_drops_something_else_at_every_update(dropout):
+    keras.utils.set_random_seed(0)
     model = DROPOUTS[dropout]()
     model.optimizer.learning_rate = 0.0
     same = np.repeat(X[:1], 12, axis=0), np.repeat(Y[:1], 12, axis=0)
-    assert len(set(train(model, *same))) > 2
-    assert len(set(train(model, *same)) - set(train(model, *same))) > 1  # nor anew in each call
+    first, second = train(model, *same), train(model, *same)
+    assert len(set(first)) > 2 and list(first) != list(second)
     assert compile_updates(model, X, Y) is not None
 
 
