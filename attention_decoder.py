@@ -164,9 +164,11 @@ class AttentionDecoder(keras.layers.Layer):
     Args:
         units, output_dim: Positive integers u, the width of the state and of the attention, and o.
         activation, output_activation: Of p_t and y_t, over the last axis. Default: tanh, softmax.
-            For logits, "linear" with `feedback="softmax"`; for regression, "linear" alone.
+            For logits, "linear" with `feedback="softmax"`; for regression, "linear" alone. That of
+            y_t is computed in the loop and after it: it must give the same both times.
         return_probabilities: Whether to return the scores in place of the outputs. Default: False.
-        output_length: Positive integer T_out where there are no targets. Default: None, T_in.
+        output_length: Positive integer T_out where there are no targets. Default: None, T_in. Give
+            one to export from PyTorch, whose loop remains as long as it was at the export.
         feedback: What is fed of y_{t-1} where there are no targets: None (the default) for y_{t-1}
             itself, an activation of it, or "argmax", the one-hot vector of its largest entry.
         embedding_dim: Positive integer m, for the paper's embedding E. Default: None, no E, m = o.
@@ -181,12 +183,14 @@ class AttentionDecoder(keras.layers.Layer):
     Call arguments:
         encoded: The encoder's outputs, (batch, T_in, D).
         targets: Vectors (batch, T_out, o), or ids, integers below o (batch, T_out); -1 feeds zeros.
-            A step is fed the one before it (teacher forcing): give them unshifted. To keep padding
-            out of the loss, give `fit` a `sample_weight` (batch, T_out) that is 0 there.
+            Where o is 1, there are no ids: give floats (batch, T_out, 1). A step is fed the one
+            before it (teacher forcing): give them unshifted. To keep padding out of the loss, give
+            `fit` a `sample_weight` (batch, T_out) that is 0 there.
         mask: Boolean (batch, T_in), False at padding, whose score is 0. By default the one that
             comes with `encoded`, but from Keras 3.16 on recurrent layers pass none on: give it.
         return_attention_scores: Whether to return `(outputs, scores)`. Default: False.
-        output_length, initial_state: T_out without targets, and s_0 (batch, u), of this call.
+        output_length, initial_state: T_out without targets, and s_0 (batch, u) or a list of it, of
+            this call.
         training: Whether to drop entries, and to compute each tanh again for the gradient instead
             of keeping it (Keras 3.9 or later; on TensorFlow, no second derivatives then).
         encoded_mask: Where Keras puts the mask that comes with `encoded`.
