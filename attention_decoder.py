@@ -79,11 +79,15 @@ class AttentionCell(keras.layers.Layer):
     def join(self, gates):
         """The weights of some gates, those of one vector side by side: one product a vector."""
 
-        def side_by_side(*names):
+        def side_by_side(names):
             return ops.concatenate([getattr(self, name) for name in names], axis=-1)
 
-        U = side_by_side("W_a", *(f"U_{g}" for g in gates if g != "p"))
-        return U, *(side_by_side(*(f"{kind}_{g}" for g in gates)) for kind in "CWb")
+        # U_p is not among them: it is multiplied by r_t ∘ s_{t-1}.
+        U = side_by_side(["W_a"] + [f"U_{g}" for g in gates if g != "p"])
+        C = side_by_side([f"C_{g}" for g in gates])
+        W = side_by_side([f"W_{g}" for g in gates])
+        b = side_by_side([f"b_{g}" for g in gates])
+        return U, C, W, b
 
     def advance(self, xW_b, s, memory, U, C, energies):
         """From x_t W + b and s_{t-1} to s_t, c_t, α_t and o_t: (B, 0) where no "o" is joined."""
@@ -372,17 +376,12 @@ class AttentionDecoder(keras.layers.Layer):
     def _are_ids(self, name, y, *shape):
         """Whether y are ids, integers of this shape, and not vectors, floats of (*shape, o)."""
         ids, o, rank = keras.backend.is_int_dtype(y.dtype), self.cell.output_dim, len(shape)
-        got = f"got {keras.backend.standardize_dtype(y.dtype)} of shape {tuple(y.shape)}"
-        if len(y.shape) != (rank if ids else rank + 1):
-            raise ValueError(
-                f"{name} must be integers of rank {rank} (ids) or floats of rank {rank + 1} "
-                f"(vectors), {got}"
-            )
-        if ids and o == 1:
-            raise ValueError(
-                f"{name} must be floats of rank {rank + 1}, numbers on a last axis of 1, where "
-                f"output_dim is 1, {got}"
-            )
+        if len(y.shape) != (rank if ids else rank + 1) or (ids and o == 1):
+            right = f"integers of rank {rank} (ids) or floats of rank {rank + 1} (vectors)"
+            if o == 1:
+                right = f"floats of rank {rank + 1}, the last axis 1, where output_dim is 1"
+            dtype = keras.backend.standardize_dtype(y.dtype)
+            raise ValueError(f"{name} must be {right}, got {dtype} of shape {tuple(y.shape)}")
         _check_shape(name, y, *shape, *([] if ids else [o]))
         return ids
 

@@ -119,7 +119,7 @@ REFUSED = [
         "initial_state must be one tensor (batch, u), or a list of one, got 2: of the states "
         "[h, c] of an LSTM, give h",
     ),
-    ({"targets": [ones(3, 5)] * 2}, "targets must be "),
+    ({"targets": [ones(3, 5)] * 2}, "targets must "),
     ({"mask": [ones(2, 4)] * 2}, "mask must "),
 ]
 
@@ -135,11 +135,13 @@ def test_what_does_not_fit_is_refused_by_a_call_and_by_a_functional_model(argume
 @pytest.mark.parametrize("make", [np.asarray, symbolic], ids=["call", "functional model"])
 def test_numbers_of_a_regression_are_no_ids(make):
     decoder = random_decoder(output_dim=1, output_activation="linear")
-    message = "targets must be floats of rank 3, numbers on a last axis of 1, where output_dim is 1"
+    message = "targets must be floats of rank 3, the last axis 1, where output_dim is 1"
     with pytest.raises(ValueError, match=re.escape(f"{message}, got int32 of shape (3, 9)")):
         decoder(make(X), make(ones(3, 9, dtype="int32")))
     with pytest.raises(ValueError, match="y must be floats of rank 2, .* got int32 of shape"):
         decoder.feed(ones(3, dtype="int32"))
+    with pytest.raises(ValueError, match=re.escape(f"{message}, got float32 of shape (3, 9)")):
+        decoder(make(X), make(ones(3, 9)))
     targets = np.array([[[5.0], [7], [3]]] * 3, "float32")
     assert np.abs(ops.convert_to_numpy(decoder(X, targets) - decoder(X, 10 * targets))).max() > 0.01
 
@@ -181,7 +183,7 @@ def test_lists_are_taken():
 
 def test_a_policy_set_later_reaches_the_cell():
     for policy in ("mixed_bfloat16", keras.dtype_policies.DTypePolicy("bfloat16")):
-        decoder = AttentionDecoder(7, 5)
+        decoder = AttentionDecoder(7, 5, recurrent_initializer="glorot_uniform")
         decoder.dtype_policy = policy
         x, s, memory = decoder.start(X, None)
         y, s, scores = decoder.step(x, s, memory)
