@@ -79,11 +79,15 @@ class AttentionCell(keras.layers.Layer):
     def join(self, gates):
         """The weights of some gates, those of one vector side by side: one product a vector."""
 
-        def side_by_side(*names):
+        def side_by_side(names):
             return ops.concatenate([getattr(self, name) for name in names], axis=-1)
 
-        U = side_by_side("W_a", *(f"U_{g}" for g in gates if g != "p"))
-        return U, *(side_by_side(*(f"{kind}_{g}" for g in gates)) for kind in "CWb")
+        # U_p is not among them: it is multiplied by r_t ∘ s_{t-1}.
+        U = side_by_side(["W_a"] + [f"U_{g}" for g in gates if g != "p"])
+        C = side_by_side([f"C_{g}" for g in gates])
+        W = side_by_side([f"W_{g}" for g in gates])
+        b = side_by_side([f"b_{g}" for g in gates])
+        return U, C, W, b
 
     def advance(self, xW_b, s, memory, U, C, energies):
         """From x_t W + b and s_{t-1} to s_t, c_t, α_t and o_t: (B, 0) where no "o" is joined."""
@@ -164,9 +168,11 @@ class AttentionDecoder(keras.layers.Layer):
     Args:
         units, output_dim: Positive integers u, the width of the state and of the attention, and o.
         activation, output_activation: Of p_t and y_t, over the last axis. Default: tanh, softmax.
-            For logits, "linear" with `feedback="softmax"`; for regression, "linear" alone.
+            For logits, "linear" with `feedback="softmax"`; for regression, "linear" alone. That of
+            y_t is computed in the loop and after it: it must give the same both times.
         return_probabilities: Whether to return the scores in place of the outputs. Default: False.
-        output_length: Positive integer T_out where there are no targets. Default: None, T_in.
+        output_length: Positive integer T_out where there are no targets. Default: None, T_in. Give
+            one to export from PyTorch, whose loop remains as long as it was at the export.
         feedback: What is fed of y_{t-1} where there are no targets: None (the default) for y_{t-1}
             itself, an activation of it, or "argmax", the one-hot vector of its largest entry.
         embedding_dim: Positive integer m, for the paper's embedding E. Default: None, no E, m = o.
@@ -181,12 +187,14 @@ class AttentionDecoder(keras.layers.Layer):
     Call arguments:
         encoded: The encoder's outputs, (batch, T_in, D).
         targets: Vectors (batch, T_out, o), or ids, integers below o (batch, T_out); -1 feeds zeros.
-            A step is fed the one before it (teacher forcing): give them unshifted. To keep padding
-            out of the loss, give `fit` a `sample_weight` (batch, T_out) that is 0 there.
+            Where o is 1, there are no ids: give floats (batch, T_out, 1). A step is fed the one
+            before it (teacher forcing): give them unshifted. To keep padding out of the loss, give
+            `fit` a `sample_weight` (batch, T_out) that is 0 there.
         mask: Boolean (batch, T_in), False at padding, whose score is 0. By default the one that
             comes with `encoded`, but from Keras 3.16 on recurrent layers pass none on: give it.
         return_attention_scores: Whether to return `(outputs, scores)`. Default: False.
-        output_length, initial_state: T_out without targets, and s_0 (batch, u), of this call.
+        output_length, initial_state: T_out without targets, and s_0 (batch, u) or a list of it, of
+            this call.
         training: Whether to drop entries, and to compute each tanh again for the gradient instead
             of keeping it (Keras 3.9 or later; on TensorFlow, no second derivatives then).
         encoded_mask: Where Keras puts the mask that comes with `encoded`.
@@ -368,17 +376,12 @@ class AttentionDecoder(keras.layers.Layer):
     def _are_ids(self, name, y, *shape):
         """Whether y are ids, integers of this shape, and not vectors, floats of (*shape, o)."""
         ids, o, rank = keras.backend.is_int_dtype(y.dtype), self.cell.output_dim, len(shape)
-        got = f"got {keras.backend.standardize_dtype(y.dtype)} of shape {tuple(y.shape)}"
-        if len(y.shape) != (rank if ids else rank + 1):
-            raise ValueError(
-                f"{name} must be integers of rank {rank} (ids) or floats of rank {rank + 1} "
-                f"(vectors), {got}"
-            )
-        if ids and o == 1:
-            raise ValueError(
-                f"{name} must be floats of rank {rank + 1}, numbers on a last axis of 1, where "
-                f"output_dim is 1, {got}"
-            )
+        if len(y.shape) != (rank if ids else rank + 1) or (ids and o == 1):
+            right = f"integers of rank {rank} (ids) or floats of rank {rank + 1} (vectors)"
+            if o == 1:
+                right = f"floats of rank {rank + 1}, the last axis 1, where output_dim is 1"
+            dtype = keras.backend.standardize_dtype(y.dtype)
+            raise ValueError(f"{name} must be {right}, got {dtype} of shape {tuple(y.shape)}")
         _check_shape(name, y, *shape, *([] if ids else [o]))
         return ids
 
