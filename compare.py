@@ -1,7 +1,7 @@
 """Comparison of Models: the article's section 6 (模型比较).
 
 Trains and evaluates both models 10 times, each time with new weights and new pairs, and prints
-every accuracy, in %, and their means; then how far they spread. It takes less than a minute on two
+every accuracy, in %, and their means; then how far they spread. It takes about a minute on two
 cores. Each finished training is a line of OUTPUT/repeats.jsonl, which grows from run to run;
 OUTPUT/comparison.png shows how the models of this one learned and how often they were right.
 
