@@ -52,7 +52,15 @@ def test_python_blocks_run_as_pasted_one_after_the_other(tmp_path):
     assert beams[1].split() == reversed_x.split()
     best, second = map(float, beams[2].split())
     assert 1.001 > best > second > 0
-    assert run.stdout.splitlines()[-2:] == ["True", "21 [(None, 11), (None, 64), (None, 8)]"]
+    assert "\nTrue\n21 [(None, 11), (None, 64), (None, 8)]\n" in run.stdout
+    assert "W_s" in run.stderr and "nan" not in run.stdout  # the manual says so, and fills gaps
+    acc, weighted_acc = re.search(r" acc: (\S+) .*weighted_acc: (\S+)", run.stdout).groups()
+    assert acc != weighted_acc
+    assert float(re.search(r"Error of sales: (\d+\.\d+)", run.stdout)[1]) < 0.3  # 1 without prices
+    second = re.search(r"^ \[([\d ]+)\]\]$", run.stdout, re.MULTILINE)[1]  # of greedy's rows
+    served = re.search(r"^Served: \[\[([\d ]+)\]\]$", run.stdout, re.MULTILINE)[1]
+    assert served.split() == second.split() + ["0"] * 12
+    assert "\nLiteRT: True\n" in run.stdout
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
@@ -167,7 +175,7 @@ RUNS = {
 }
 # What no command here prints: versions, papers, and what others measured.
 ELSEWHERE = set(
-    "2.0.8 2.0.9 3.0 3.10 3.13 3.16 2,000 5,000 1409.0473 1506.00196 "
+    "2.0.8 2.0.9 2.13 2.21 3.0 3.10 3.13 3.15 3.16 2,000 5,000 1409.0473 1506.00196 "
     "23.10 95.70 21.3 97.4 33.89 23.55".split()
 )
 FIGURE = re.compile(r"\d+(?:[.,]\d+)+")
