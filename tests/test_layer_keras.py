@@ -269,7 +269,7 @@ def in_a_process_of_its_own(code):
 @pytest.mark.skipif(BACKEND == "torch", reason="PyTorch keeps more than half as much of itself")
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="Linux tells the peak")
 def test_training_does_not_keep_each_tanh_in_memory():
-    """Of all pairs of steps, B Tout Tin u numbers: here 234 MB."""
+    """Of all pairs of steps, B Tout Tin u numbers: here 469 MB."""
     in_a_process_of_its_own("""
 import re
 import keras, numpy as np
@@ -281,7 +281,7 @@ def peak(B):
     model.train_on_batch(np.ones((B, 300, 8)), np.ones((B, 100, 5)))
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 before = peak(1)
-assert peak(16) - before < 140
+assert peak(32) - before < 280
 """)
 
 
