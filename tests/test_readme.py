@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from attention import attention_model
+
 ROOT = pathlib.Path(__file__).parent.parent
 PATHS = [ROOT / p for p in ("README.md", "docs/README.zh.md", "docs/layer.md", "docs/layer.zh.md")]
 TEXTS = [path.read_text(encoding="utf-8") for path in PATHS]
@@ -32,10 +34,23 @@ def test_two_commands_do_all_the_set_up():
     assert requirements.startswith("-r ../requirements.txt\n")
 
 
+(OWN_SEQUENCE,) = [b for kind, b in BLOCKS[0] if kind == "python" and "attention.keras" in b]
+
+
+def test_a_kept_model_takes_a_sequence_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "results").mkdir()
+    attention_model(5, 50).save(tmp_path / "results" / "attention.keras")
+    monkeypatch.chdir(tmp_path)
+    exec(OWN_SEQUENCE, {})
+    (decoded,) = eval(capsys.readouterr().out.splitlines()[-1])
+    assert len(decoded) == 5
+
+
 def test_python_blocks_run_as_pasted_one_after_the_other(tmp_path):
     layer = "attention_decoder.py"  # the one file that users copy
     (tmp_path / layer).write_bytes((ROOT / layer).read_bytes())
-    code = "\n".join(block for kind, block in BLOCKS[0] + BLOCKS[2] if kind == "python")
+    blocks = [block for kind, block in BLOCKS[0] + BLOCKS[2] if kind == "python"]
+    code = "\n".join(block for block in blocks if block != OWN_SEQUENCE)
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
     run = subprocess.run(
         [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True
@@ -240,7 +255,7 @@ def test_every_output_shown_was_printed_by_the_command_before_it():
         elif kind == "bash":
             command = block.strip().split(" && ")[-1]
         command = inline or command
-    assert shown == [f"python {name}.py" for name in "compare data_prep baseline attention".split()]
+    assert shown == [f"python {name}.py" for name in "compare baseline attention".split()]
 
 
 # Two languages, and the article
