@@ -76,7 +76,7 @@ def describe(model):
     json.loads(architecture, object_hook=find_registered)
     if None in registered:
         return None
-    return architecture, settings_of(adam), *registered, *(weight.path for weight in weights)
+    return architecture, *registered, *(weight.path for weight in weights)
 
 
 def settings_of(adam):
