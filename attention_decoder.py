@@ -435,7 +435,7 @@ class AttentionDecoder(keras.layers.Layer):
         self, encoded, targets=None, mask=None, return_attention_scores=False, *,
         encoded_mask=None, output_length=None, initial_state=None, training=False,
     ):  # fmt: skip
-        self._checked_start(encoded, encoded_mask if mask is None else mask, initial_state)
+        self._checked_start(encoded, mask, initial_state)
         if targets is not None:
             targets = _tensor("targets", targets)
             self._are_ids("targets", targets, encoded.shape[0], None)

@@ -206,6 +206,12 @@ def test_a_policy_set_later_in_a_map_of_policies():
         assert dtype_of(one(X)) == "bfloat16"
 
 
+def test_initializers_may_be_functions_without_a_config():
+    decoder = AttentionDecoder(7, 5, bias_initializer=lambda shape, dtype: ops.ones(shape, dtype))
+    decoder.build((None, 4, 6))
+    assert_equal(decoder.cell.b_o, ones(5))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16", "float64"])
 @pytest.mark.parametrize("embedding_dim", [None, 3])
 def test_argmax_feeds_the_first_of_the_largest(embedding_dim, dtype, monkeypatch):
@@ -296,15 +302,34 @@ def test_the_manuals_beam_search_neither_extends_nor_punishes_what_has_ended():
     np.testing.assert_allclose(np.exp(scores[:3]), [0.4, 0.6 * 0.5, 0.6 * 0.5 * 0.4])
 
 
-def test_the_manuals_reverser_keeps_its_name_and_takes_its_parts_by_name():
+def small_reverser(**kwargs):
     symbols = keras.Input((8,), dtype="int32")
     encoder = keras.Model(symbols, layers.Embedding(5, 6)(symbols))
-    reverser = from_the_manual("Reverser")(encoder, random_decoder(), name="mine")
-    x = np.random.default_rng(3).integers(1, 5, size=(3, 8)).astype("int32")
-    expected = reverser(x)
+    return from_the_manual("Reverser")(encoder, random_decoder(), **kwargs)
+
+
+SYMBOLS = np.random.default_rng(3).integers(1, 5, size=(3, 8)).astype("int32")
+
+
+def test_the_manuals_reverser_keeps_its_name_and_takes_its_parts_by_name():
+    reverser = small_reverser(name="mine")
+    expected = reverser(SYMBOLS)
     config = reverser.get_config()
     again = type(reverser).from_config(dict(sorted(config.items(), reverse=True)))
     assert again.name == "mine" and isinstance(again.decoder, AttentionDecoder)
-    again(x)
+    again(SYMBOLS)
     again.set_weights(reverser.get_weights())
-    assert_equal(again(x), expected)
+    assert_equal(again(SYMBOLS), expected)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="about TensorFlow alone")
+def test_the_manuals_reverser_in_litert(tmp_path):
+    import tensorflow as tf
+
+    reverser = small_reverser()
+    expected = reverser(SYMBOLS[:1])
+    reverser.export(tmp_path / "reverser.tflite", format="litert", verbose=False)
+    run = tf.lite.Interpreter(str(tmp_path / "reverser.tflite")).get_signature_runner()
+    (name,) = run.get_input_details()
+    (ids,) = run(**{name: SYMBOLS[:1].astype("float32")}).values()  # as Keras exports it
+    np.testing.assert_array_equal(ids, expected)
