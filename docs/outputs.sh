@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every command whose figures the texts quote and shows what each prints, with its time and
-# memory: about 45 minutes. In a new clone with the environment of the README's second command, and
+# memory: one to two hours. In a new clone with the environment of the README's second command, and
 # `pip install phonetisaurus`:
 #   bash docs/outputs.sh | tee outputs.txt && mv outputs.txt docs/
 cd "$(dirname "$0")/.." || exit
@@ -30,5 +30,3 @@ python -c 'import test_readme; test_readme.write_changes("changed")' |
         (cd "$folder" && label=$label run ${label%% #*})
     done
 rm -r changed
-# Not the tests that look figures up in these outputs, which are not there yet.
-run python -m pytest -q --disable-warnings -k "not was_printed"
