@@ -186,7 +186,7 @@ def plot_comparison(path, results):
 
 
 def parse_arguments(argv):
-    """Returns the command line's values, and makes the folder for the results."""
+    """Returns the values of the flags, and makes the folder for the results."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[1],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -209,7 +209,7 @@ def parse_arguments(argv):
     parser.add_argument(
         "--scheduler", type=cluster, help="train on the Dask cluster at tcp://HOST:PORT"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv or [])  # a notebook has a command line of its own
     if args.n_timesteps_out > args.n_timesteps_in:
         parser.error(f"argument --n-timesteps-out: must be at most {args.n_timesteps_in}")
     make_output(parser, args.output)
@@ -270,11 +270,11 @@ def main(argv=None):
 
 if __name__ == "__main__":
     if hasattr(sys, "ps1"):  # %run in a notebook, whose kernel must not end with it
-        main()
+        main(sys.argv[1:])
     else:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, threads and all
         try:
-            main()
+            main(sys.argv[1:])
         except Exception:
             traceback.print_exc()
             sys.stdout.flush()

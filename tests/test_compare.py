@@ -405,6 +405,14 @@ def test_an_output_folder_that_cannot_be(tmp_path, capsys):
         assert f"error: argument --output: {reason}: '{output}'\n" in capsys.readouterr().err
 
 
+def test_a_call_without_flags_is_the_articles_experiment(tmp_path, monkeypatch):
+    """Whatever stands in the command line of a notebook's kernel."""
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.chdir(tmp_path)
+    args = compare.parse_arguments(None)
+    assert (args.n_repeats, args.n_updates, args.seed, args.output) == (10, 5000, 0, "results")
+
+
 def test_the_help_shows_the_articles_values_in_80_columns(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
