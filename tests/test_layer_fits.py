@@ -239,28 +239,6 @@ def test_argmax_feeds_the_first_of_the_largest(embedding_dim, dtype, monkeypatch
     assert np.all(np.isfinite(ops.convert_to_numpy(fed)))
 
 
-@pytest.mark.parametrize(
-    "kwargs, shape",
-    [
-        ({}, (2, 4, 5)),
-        ({"output_length": 3, "unroll": True}, (2, 3, 5)),
-        ({"feedback": "argmax", "embedding_dim": 3}, (2, 4, 5)),
-        ({"return_probabilities": True, "output_length": 3}, (2, 3, 4)),
-    ],
-)
-def test_keras_own_layer_test(kwargs, shape):
-    """A further check with a private helper of Keras: skipped if a later version moves it."""
-    testing = pytest.importorskip("keras.src.testing")
-    testing.TestCase().run_layer_test(
-        AttentionDecoder,
-        init_kwargs={"units": 7, "output_dim": 5, **kwargs},
-        input_shape=(2, 4, 6),
-        expected_output_shape=shape,
-        expected_num_trainable_weights=21 + ("embedding_dim" in kwargs),
-        supports_masking=True,
-    )
-
-
 # The manual's blocks, with a model whose symbols depend on the one before alone
 
 END = 0

@@ -337,7 +337,10 @@ assert losses[-1] < 0.95 * losses[0], losses
 """)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"embedding_dim": 3, "unroll": True}, {"dropout": 0.5}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"embedding_dim": 3, "unroll": True}, {"dropout": 0.5}, {"feedback": "argmax"}],
+)
 def test_keras_own_check_of_a_layer(arguments):
     """A module of Keras that is not public: if a version moves it, mend the import."""
     from keras.src.testing import TestCase
