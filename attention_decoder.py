@@ -171,8 +171,8 @@ class AttentionDecoder(keras.layers.Layer):
             For logits, "linear" with `feedback="softmax"`; for regression, "linear" alone. That of
             y_t is computed in the loop and after it: it must give the same both times.
         return_probabilities: Whether to return the scores in place of the outputs. Default: False.
-        output_length: Positive integer T_out where there are no targets. Default: None, T_in. Give
-            one to export from PyTorch, whose loop remains as long as it was at the export.
+        output_length: Positive integer T_out where there are no targets. Default: None, T_in. An
+            export from PyTorch, whose loop keeps its length, asks for one where T_in is unknown.
         feedback: What is fed of y_{t-1} where there are no targets: None (the default) for y_{t-1}
             itself, an activation of it, or "argmax", the one-hot vector of its largest entry.
         embedding_dim: Positive integer m, for the paper's embedding E. Default: None, no E, m = o.
@@ -285,9 +285,11 @@ class AttentionDecoder(keras.layers.Layer):
 
         if targets is None:
             length = self._steps_out(ops.shape(encoded)[1], output_length)
+            _refuse_unknown_length(length)
             no_input = ops.zeros((ops.shape(x)[0], length, 1), dtype=x.dtype)
             o, *alpha = self._loop(free, no_input, [x, s])
         else:  # nothing of y is fed back: its products are made for all t at once
+            _refuse_unknown_length(ops.shape(targets)[1])
             x = ops.concatenate([x[:, None], targets], axis=1)[:, :-1]
             x = x if kept is None else x * kept[:, None]
             s, c, *alpha = self._loop(forced, ops.matmul(x, W) + b, [s])
@@ -495,6 +497,15 @@ def _refuse_symbolic(method, *tensors):
         raise ValueError(
             f"{method} must be given tensors, not a keras.Input: write a keras.Model with a call "
             "that uses it, which then has the layer's weights"
+        )
+
+
+def _refuse_unknown_length(length):
+    """As in exports from PyTorch: traced as a tensor that is 1, and the loop would remain so."""
+    if keras.backend.backend() == "torch" and not isinstance(length, int) and length == 1:
+        raise ValueError(
+            "output_length must be given in an export from PyTorch, whose loop keeps its length; "
+            "it takes no targets of unknown length"
         )
 
 

@@ -204,22 +204,24 @@ def train(model, X, y, verbose=0):
     )
     bar.update(0)
     updates = compile_updates(model, X, y)
-    losses = []
-    for start in range(0, len(X), PAIRS_PER_CALL if updates else 1):
-        if updates:
-            n_pairs = min(PAIRS_PER_CALL, len(X) - start)
-            # One shape for all: behind the last pair, it is repeated, but not trained on.
-            rows = np.minimum(start + np.arange(PAIRS_PER_CALL), len(X) - 1)
-            pairs = tf.constant(X[rows]), tf.constant(y[rows])
-            variables = variables_of(model)
-            values, loss = updates(values_of(variables), *pairs, tf.constant(n_pairs))
-            tf.nest.map_structure(lambda variable, value: variable.assign(value), variables, values)
-            losses.extend(loss[:n_pairs].numpy())
-        else:
-            model.reset_metrics()
-            pair = X[start][None], y[start][None]
-            losses.append(model.train_on_batch(*pair, return_dict=True)["loss"])
-        bar.update(len(losses), [("loss", np.mean(losses[-1000:]))])
+    variables = variables_of(model) if updates else []
+    values, losses = values_of(variables), []
+    try:
+        for start in range(0, len(X), PAIRS_PER_CALL if updates else 1):
+            if updates:
+                n_pairs = min(PAIRS_PER_CALL, len(X) - start)
+                # One shape for all: behind the last pair, it is repeated, but not trained on.
+                rows = np.minimum(start + np.arange(PAIRS_PER_CALL), len(X) - 1)
+                pairs = tf.constant(X[rows]), tf.constant(y[rows])
+                values, loss = updates(values, *pairs, tf.constant(n_pairs))
+                losses.extend(loss[:n_pairs].numpy())
+            else:
+                model.reset_metrics()
+                pair = X[start][None], y[start][None]
+                losses.append(model.train_on_batch(*pair, return_dict=True)["loss"])
+            bar.update(len(losses), [("loss", np.mean(losses[-1000:]))])
+    finally:  # also after Ctrl-C: what was learned until then
+        tf.nest.map_structure(lambda variable, value: variable.assign(value), variables, values)
     return np.array(losses, dtype="float32")
 
 
