@@ -22,8 +22,9 @@ import keras
 def attention_model(n_timesteps_in, n_features, n_units=150):
     """Returns the article's compiled model with attention.
 
-    It reads and writes one-hot sequences (batch, n_timesteps_in, n_features). The encoder passes on
-    its output at every step, and the decoder chooses at each of its own steps which of them to use.
+    It reads one-hot sequences (batch, n_timesteps_in, n_features) and writes probabilities of that
+    shape. The encoder passes on its output at every step, and the decoder chooses at each of its
+    own steps which of them to use.
     """
     unroll = n_timesteps_in <= UNROLL_UP_TO
     layers = [

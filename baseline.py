@@ -32,8 +32,9 @@ UNROLL_UP_TO = 10  # time steps: training is up to 3 times faster, but takes lon
 def baseline_model(n_timesteps_in, n_features, n_units=150):
     """Returns the article's compiled model without attention.
 
-    It reads and writes one-hot sequences (batch, n_timesteps_in, n_features). The encoder passes
-    nothing on but its last state, `n_units` numbers, which the decoder sees at every step.
+    It reads one-hot sequences (batch, n_timesteps_in, n_features) and writes probabilities of that
+    shape. The encoder passes nothing on but its last output, `n_units` numbers, which the decoder
+    sees at every step.
     """
     unroll = n_timesteps_in <= UNROLL_UP_TO
     dense = keras.layers.Dense(n_features, activation="softmax", name="dense")
@@ -183,8 +184,9 @@ def train(model, X, y, verbose=0):
         for X_i, y_i in zip(X, y):
             model.train_on_batch(X_i[None], y_i[None])
 
-    With a plain `keras.optimizers.Adam` and layers that are Keras' own or registered with it, this
-    is compiled and many times as fast. All else is trained by the two lines.
+    This is compiled, and many times as fast, with a plain `keras.optimizers.Adam`, float32 weights,
+    and a model, layers, loss and metrics that are Keras' own or registered with it. Whatever else
+    there is, or cannot be compiled, is trained by the two lines.
 
     Args:
         model: A compiled model. Threads may train at the same time, each its own.
@@ -198,7 +200,7 @@ def train(model, X, y, verbose=0):
     """
     X, y = np.asarray(X), np.asarray(y)
     check_pairs(model, X, y)
-    verbose = int(bool(verbose) and sys.stdout.isatty())
+    verbose = int(bool(verbose) and (sys.stdout.isatty() or hasattr(sys, "ps1")))
     bar = keras.utils.Progbar(
         len(X), verbose=verbose, stateful_metrics=["loss"], unit_name="update"
     )
