@@ -29,17 +29,13 @@ for setting, number in SETTINGS.items():
     FLAGS += ["--" + setting.replace("_", "-"), str(number)]
 
 
-def start(output, *flags, code=(), preexec_fn=None):
-    """Starts the script, or code in its place, in a process group of its own, like a shell."""
-    return subprocess.Popen(
-        [sys.executable, *(code or [SCRIPT]), *FLAGS, "--output", output, *flags],
-        cwd=SCRIPT.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=preexec_fn,
-    )
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+def start(output, *flags, script=(SCRIPT,), **kwargs):
+    """Starts the script in a process group of its own, as a shell does."""
+    command = [sys.executable, *script, *FLAGS, "--output", output, *flags]
+    return subprocess.Popen(command, **PIPES, start_new_session=True, **kwargs)
 
 
 def finish(process):
@@ -65,16 +61,15 @@ def repeats_in(output):
     return [json.loads(line) for line in (output / "repeats.jsonl").read_text().splitlines()]
 
 
-def numbers(output):
-    """All that the seeds determine: their lines without seconds, sorted."""
-    repeats = [{**repeat, "seconds": None} for repeat in repeats_in(output)]
-    repeats.sort(key=lambda repeat: (repeat["model"], repeat["seed"]))
-    return [repeat for repeat in repeats if repeat["seed"] in SEEDS]
-
-
-def without_seconds(stdout, output):
+def determined(output, stdout):
+    """What the seeds determine, all but seconds and paths: what was printed, and the lines."""
     stdout = re.sub(r"(\d{3}) +[\d.]+$", r"\1", stdout, flags=re.MULTILINE)  # behind the weights
-    return stdout.replace(str(output), "OUTPUT")
+    repeats = {
+        (repeat["model"], repeat["seed"]): {**repeat, "seconds": None}
+        for repeat in repeats_in(output)
+        if repeat["seed"] in SEEDS
+    }
+    return stdout.replace(str(output), "OUTPUT"), repeats
 
 
 def wait_until(condition, process):
@@ -98,15 +93,14 @@ def unbroken(tmp_path_factory):
 
 
 def test_it_prints_the_articles_lines_and_nothing_else(unbroken):
-    output, stdout = unbroken
+    stdout, repeats = determined(*unbroken)
     *models, statistics, written = stdout.split("\n\n")
     for lines, (name, title) in zip(models, compare.TITLES.items(), strict=True):
-        expected = [repeat["accuracy"] for repeat in numbers(output) if repeat["model"] == name]
-        accuracies = [str(round(accuracy, 2)) for accuracy in expected]
-        mean = f"Mean Accuracy: {sum(expected) / len(SEEDS):.2f}%"
-        assert lines.splitlines() == [title, *accuracies, mean]
+        accuracies = [repeats[name, seed]["accuracy"] for seed in SEEDS]
+        mean = f"Mean Accuracy: {np.mean(accuracies):.2f}%"
+        assert lines.splitlines() == [title, *(str(round(a, 2)) for a in accuracies), mean]
     assert statistics.startswith("Accuracy in %")
-    assert written == f"Written: {output}/repeats.jsonl, {output}/comparison.png\n"
+    assert written == "Written: OUTPUT/repeats.jsonl, OUTPUT/comparison.png\n"
 
 
 def test_the_statistics_are_right(capsys):
@@ -180,39 +174,28 @@ def test_train_evaluate_model_as_the_article_calls_it():
 @pytest.mark.parametrize("jobs", [1, 16])
 def test_any_number_of_jobs_gives_the_same(jobs, unbroken, tmp_path, run_here):
     stdout = run_here(tmp_path, "--jobs", jobs)
-    assert numbers(tmp_path) == numbers(unbroken[0])
-    assert without_seconds(stdout, tmp_path) == without_seconds(unbroken[1], unbroken[0])
+    assert determined(tmp_path, stdout) == determined(*unbroken)
     assert int(os.environ["TF_NUM_INTRAOP_THREADS"]) == min(jobs, 2 * len(SEEDS))
 
 
 CLUSTER = """
 from distributed import LocalCluster
-if __name__ == "__main__":
-    with LocalCluster(
-        n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50
-    ) as cluster:
-        print(cluster.scheduler_address, flush=True)
-        input()
-        print(cluster.scheduler.transition_counter)  # 0 where nothing was to do
+kwargs = {"dashboard_address": None, "silence_logs": 50}
+with LocalCluster(n_workers=2, threads_per_worker=2, **kwargs) as cluster:
+    print(cluster.scheduler_address, flush=True)
+    input()
+    print(cluster.scheduler.transition_counter)  # 0 where nothing was to do
 """
 
 
 def test_a_dask_cluster_gives_the_same(unbroken, tmp_path):
-    (tmp_path / "cluster.py").write_text(CLUSTER)  # knows nothing of the scripts' folder
-    with subprocess.Popen(
-        [sys.executable, "cluster.py"],
-        cwd=tmp_path,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as cluster:
+    """One whose folder is another."""
+    command = [sys.executable, "-c", CLUSTER]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, **PIPES) as cluster:
         address = cluster.stdout.readline().strip()
-        output = tmp_path / "results"
-        status, stdout, stderr = finish(start(output, "--scheduler", address))
+        status, stdout, stderr = finish(start(tmp_path, "--scheduler", address))
         assert status == 0, stderr
-        assert numbers(output) == numbers(unbroken[0])
-        assert without_seconds(stdout, output) == without_seconds(unbroken[1], unbroken[0])
+        assert determined(tmp_path, stdout) == determined(*unbroken)
         transitions, _ = cluster.communicate("\n", timeout=60)
         assert int(transitions) > 0
 
@@ -255,13 +238,12 @@ def test_stopped_and_resumed_equals_unbroken(unbroken, tmp_path, run_here):
 
     for jobs in (1, 2):
         stdout = run_here(output, "--resume", "--jobs", jobs)
-        assert without_seconds(stdout, output) == without_seconds(unbroken[1], unbroken[0])
         lines = path.read_text()
         assert lines.startswith(finished + torn + "\n")  # these were not run again
         assert lines.count("\n") == 2 * len(SEEDS) + 1
         picture.unlink()  # fails if it was not drawn
     path.write_text(lines.replace(torn + "\n", ""))
-    assert numbers(output) == numbers(unbroken[0])
+    assert determined(output, stdout) == determined(*unbroken)
 
 
 def test_resume_takes_the_last_lines_of_the_same_settings_alone(unbroken, tmp_path, run_here):
@@ -299,17 +281,19 @@ def test_what_cannot_be_saved_ends_the_run_with_status_1(unbroken, tmp_path):
 
 
 FAILING = """
-import runpy, baseline
+import runpy, time, baseline
 def fail(model, *args):
-    raise MemoryError("full")
+    if model.name == "attention":
+        raise MemoryError("full")
+    time.sleep(1000)
 baseline.evaluate = fail
 runpy.run_path("compare.py", run_name="__main__")
 """
 
 
-def test_a_training_that_fails_ends_the_run_and_is_told_once(tmp_path):
-    flags = ["--n-updates", "20", "--jobs", "1"]
-    status, stdout, stderr = finish(start(tmp_path, *flags, code=["-c", FAILING]))
+def test_a_training_that_fails_ends_the_others_and_is_told_once(tmp_path):
+    process = start(tmp_path, "--jobs", "2", script=["-c", FAILING], cwd=SCRIPT.parent)
+    status, stdout, stderr = finish(process)
     assert (status, stdout) == (1, "")
     assert stderr.count("MemoryError: full") == 1
     assert "0 of 8 trainings are saved" in stderr

@@ -211,6 +211,15 @@ def test_what_changes_between_two_trainings_is_noticed():
     assert_trained_as_by_keras(*models)
 
 
+def test_what_was_learned_before_ctrl_c_is_kept():
+    model, twin = twins(model_of)
+    with mock.patch.object(keras.utils.Progbar, "update", side_effect=[None, KeyboardInterrupt]):
+        with pytest.raises(KeyboardInterrupt):
+            train(model, X, Y)
+    by_keras(twin, X[:4], Y[:4])
+    assert_trained_as_by_keras(model, twin, X[4:], Y[4:])
+
+
 def test_which_of_two_weights_is_frozen_is_noticed():
     """The model's JSON does not tell."""
     for frozen in (0, 1):
