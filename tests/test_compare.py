@@ -181,7 +181,7 @@ def test_any_number_of_jobs_gives_the_same(jobs, unbroken, tmp_path, run_here):
 CLUSTER = """
 from distributed import LocalCluster
 kwargs = {"dashboard_address": None, "silence_logs": 50}
-with LocalCluster(n_workers=2, threads_per_worker=2, **kwargs) as cluster:
+with LocalCluster(n_workers=1, threads_per_worker=2, **kwargs) as cluster:
     print(cluster.scheduler_address, flush=True)
     input()
     print(cluster.scheduler.transition_counter)  # 0 where nothing was to do
@@ -329,7 +329,7 @@ def test_a_bad_flag_is_told_and_leaves_no_folder(
         compare.main([*FLAGS, flag, value])
     stdout, stderr = capsys.readouterr()
     assert (refused.value.code, stdout) == (2, "")
-    assert stderr.endswith(f": error: argument {flag}: {message}\n")
+    assert f": error: argument {flag}: {message}" in stderr and stderr.count("error:") == 1
     assert os.listdir() == ["file"]
 
 
