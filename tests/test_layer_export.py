@@ -22,7 +22,7 @@ def decoded_in_each_way(encoded, mask=None, **kwargs):
     for feedback, embedding_dim in FEEDBACK:
         activation = "linear" if feedback else "softmax"
         kwargs |= {"feedback": feedback, "embedding_dim": embedding_dim}
-        decoder, _ = random_layer(output_length=5, output_activation=activation, **kwargs)
+        decoder, _ = random_layer(output_length=3, output_activation=activation, **kwargs)
         outputs += decoder(encoded, mask=mask, return_attention_scores=True)
     return outputs
 

@@ -18,7 +18,7 @@ import attention_decoder
 from attention_decoder import AttentionDecoder
 from oracle import (
     BACKEND, IDS, MASK, NAMES, ROOT, SYMBOLS, as_numpy, assert_close, double, numpy_decoder,
-    only_tensorflow, random_input, random_layer,
+    only_tensorflow, only_torch, random_input, random_layer,
 )  # fmt: skip
 
 if BACKEND == "torch":
@@ -132,7 +132,7 @@ def test_a_model_of_two_layers_is_cloned_and_loaded_as_it_was(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     for one in clone, loaded:
-        assert_close(one.predict(X, verbose=0), expected)
+        assert_close(one(X), expected)
 
 
 @pytest.mark.parametrize("seed", [None, 0, "generator"])
@@ -192,7 +192,7 @@ def test_scores_of_any_size_overflow_nowhere(dtype):
         y, scores = as_numpy(*layer(X, mask=MASK, return_attention_scores=True))
         assert np.all(np.isfinite(y)) and np.all(scores * ~MASK[:, None] == 0)
         total = 1.0 * MASK.any(axis=1)[:, None]  # 0 where all is padding
-        np.testing.assert_allclose(scores.sum(axis=-1), total, atol=1e-2)
+        assert np.all(np.abs(scores.sum(axis=-1) - total) < 0.01)
 
 
 @pytest.mark.parametrize("dtype", ["float32", keras.dtype_policies.DTypePolicyMap("float32")])
@@ -202,7 +202,6 @@ def test_a_policy_set_later_reaches_the_cell_and_is_saved(dtype):
     layer.build((None, 4, 6))
     layer.dtype_policy = "mixed_bfloat16"
     for one in layer, AttentionDecoder.from_config(layer.get_config()):
-        assert one.cell.dtype_policy == one.dtype_policy
         tensors = *one.step(*one.start(X, None)), one(X)  # no call is needed before the first step
         assert {dtype_of(tensor) for tensor in tensors} == {"bfloat16"}
         assert {dtype_of(weight) for weight in one.weights} == {"float32"}
@@ -215,8 +214,9 @@ def test_a_policy_set_later_reaches_the_cell_and_is_saved(dtype):
 @pytest.mark.parametrize(
     "arguments, jit_compile",
     [
-        ({"dtype": "mixed_bfloat16"}, True),
-        ({"dtype": "mixed_float16", "unroll": True, "embedding_dim": 8}, BACKEND == "jax"),
+        ({}, True),
+        ({"dtype": "mixed_bfloat16"}, False),
+        ({"dtype": "mixed_float16", "unroll": True, "embedding_dim": 8}, False),
     ],
 )
 def test_fit_learns_with_every_weight(arguments, jit_compile):
@@ -228,13 +228,26 @@ def test_fit_learns_with_every_weight(arguments, jit_compile):
     layer = AttentionDecoder(16, 9, **arguments)
     outputs = layer(encoded, targets, mask=ops.not_equal(symbols, 0))
     model = keras.Model([symbols, targets], outputs)
-    adam = keras.optimizers.Adam(0.02)
-    model.compile(adam, "sparse_categorical_crossentropy", jit_compile=jit_compile)
+    sgd = keras.optimizers.SGD(1.0)
+    jit_compile = {"tensorflow": jit_compile, "jax": True, "torch": False}[BACKEND]
+    model.compile(sgd, "sparse_categorical_crossentropy", jit_compile=jit_compile)
     before = layer.get_weights()
     losses = model.fit([x, y], y, epochs=10, verbose=0).history["loss"]
     assert losses[-1] < 0.8 * losses[0]
     for variable, old, new in zip(layer.weights, before, layer.get_weights(), strict=True):
         assert np.any(old != new), variable.name
+
+
+@only_torch
+def test_compiled_by_torch_it_trains_as_without():
+    inputs = keras.Input((4, 6))
+    model = keras.Model(inputs, AttentionDecoder(7, 5, output_length=2)(inputs))
+    weights, losses = model.get_weights(), []
+    for jit_compile in True, False:
+        model.set_weights(weights)
+        model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=jit_compile)
+        losses.append(model.fit(X, IDS[:, :2], epochs=2, verbose=0).history["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 def in_a_process_of_its_own(code):
@@ -273,7 +286,7 @@ assert strategy.num_replicas_in_sync == 2
 with strategy.scope():
     inputs = keras.Input((4, 6))
     model = keras.Model(inputs, AttentionDecoder(7, 5)(inputs))
-    model.compile(keras.optimizers.Adam(0.02), "categorical_crossentropy")
+    model.compile(keras.optimizers.SGD(1.0), "categorical_crossentropy")
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(16, 4, 6)), np.eye(5)[rng.integers(5, size=(16, 4))]
 losses = model.fit(x, y, batch_size=8, epochs=10, verbose=0).history["loss"]
