@@ -3,6 +3,8 @@
 They run on whichever backend KERAS_BACKEND names.
 """
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from keras import ops
 
 from attention_decoder import AttentionDecoder
 
+ROOT = pathlib.Path(__file__).parent.parent
 BACKEND = keras.backend.backend()
 if BACKEND == "jax":
     import jax
@@ -24,6 +27,7 @@ NAMES = (
 )
 # Padding on the right, in between, everywhere and nowhere.
 MASK = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
+SYMBOLS = np.random.default_rng(6).integers(1, 9, size=(4, 4)) * MASK
 IDS = np.random.default_rng(3).integers(5, size=(4, 9))
 
 only_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="about TensorFlow alone")
@@ -57,7 +61,7 @@ def double(y):
 
 def numpy_decoder(
     w, h, targets=None, mask=None, output_length=None, initial_state=None, activation="tanh",
-    output_activation="softmax", feedback=None, kept=None, **_,
+    output_activation="softmax", feedback=None, return_probabilities=False, kept=None, **_,
 ):  # fmt: skip
     """Returns outputs and scores for h (B, Tin, D) and weights w, with what layer and call take.
 
@@ -92,7 +96,7 @@ def numpy_decoder(
             y = outputs[b, t] = f[output_activation](gate("o", s))
             s = (1 - z) * s + z * p
             x = f[feedback](y) if targets is None else targets[b, t]
-    return outputs, scores
+    return scores if return_probabilities else outputs, scores
 
 
 def random_layer(D=6, u=7, o=5, **kwargs):
@@ -112,3 +116,9 @@ def random_input(B=4, T=4, D=6, seed=1):
 def as_numpy(*tensors):
     arrays = [ops.convert_to_numpy(ops.cast(tensor, "float64")) for tensor in tensors]
     return arrays if len(arrays) > 1 else arrays[0]
+
+
+def assert_close(got, expected, atol=1e-5):
+    """For two tensors or arrays, or two structures of them."""
+    for a, b in zip(keras.tree.flatten(got), keras.tree.flatten(expected), strict=True):
+        np.testing.assert_allclose(*as_numpy(a, b), atol=atol)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from attention_decoder import AttentionDecoder
-from oracle import random_input, random_layer
+from oracle import IDS, MASK, assert_close, random_input, random_layer
 
 
 def layer(**kwargs):
@@ -21,56 +21,89 @@ def test_a_size_must_be_a_positive_integer(name, value):
         layer(**{name: value})
 
 
-X, SYMBOLIC = random_input(), keras.Input((4, 6))
-LENGTH = "output_length must be a positive integer, got "
+def array(*shape, dtype="float32"):
+    return np.ones(shape, dtype)
+
+
+def symbolic(*shape, dtype="float32"):
+    return keras.Input(batch_shape=shape, dtype=dtype)
+
+
 RATE = "dropout must be a number from 0 to below 1, got "
+ENCODED = "encoded must have the shape (None, None, "
+WIDTH = "expected axis -1 of input shape to have value 6"
 IDS_OR_VECTORS = "must be integers of rank {} (ids) or floats of rank {} (vectors), got {} of shape"
 TARGETS, Y = f"targets {IDS_OR_VECTORS}", f"y {IDS_OR_VECTORS}"
+OF_ONE = "{} must be floats of rank {}, the last axis 1, where output_dim is 1, got "
+MASK_SHAPE = "mask must have the shape (4, 4), got "
 STATE = "initial_state must have the shape (4, 7), got "
-MASK = "mask must have the shape (4, 4), got "
-WIDTH = "expected axis -1 of input shape to have value 6"
+STATES = "initial_state must be one tensor (batch, u), or a list of one, got 2: of the states ["
 GIVE = "must be given tensors, not a keras.Input: write a keras.Model with a call"
 
-# With d, a decoder (7, 5) built for inputs of width 6.
+# With d, a decoder (7, 5) built for inputs of width 6, and x of shape (4, 4, 6). It and all that
+# `make` makes are arrays or are the inputs of a functional model.
 CALLS = [
-    (lambda d: layer(dropout=-0.1), f"{RATE}-0.1"),
-    (lambda d: layer(dropout=1), f"{RATE}1"),
-    (lambda d: layer(dropout="0.5"), f"{RATE}'0.5'"),
-    (lambda d: layer(dropout=None), f"{RATE}None"),
-    (lambda d: layer(feedback="beam"), "beam"),
-    (lambda d: layer(feedback=7), "7"),
-    (lambda d: layer(feedback=["argmax"]), "argmax"),
-    (lambda d: layer(feedback={"softmax": 1}), "softmax"),
-    (lambda d: d(X, output_length=0), f"{LENGTH}0"),
-    (lambda d: d(X, output_length=2.0), f"{LENGTH}2.0"),
-    (lambda d: d(SYMBOLIC, output_length=True), f"{LENGTH}True"),
-    (lambda d: d(SYMBOLIC, output_length="7"), f"{LENGTH}'7'"),
-    (lambda d: d(keras.Input((6,))), "expected ndim=3, found ndim=2"),
-    (lambda d: d(keras.Input((4, 8))), WIDTH),
-    (lambda d: d(random_input(D=8)), WIDTH),
-    (lambda d: d([X, random_input(D=5)]), "expects 1 input"),
-    (lambda d: d(X, np.zeros((4, 4, 5), "int32")), TARGETS.format(2, 3, "int32")),
-    (lambda d: d(X, np.zeros((4, 4), "float32")), TARGETS.format(2, 3, "float32")),
-    (lambda d: d.feed(np.zeros((4, 5), "int32")), Y.format(1, 2, "int32")),
-    (lambda d: d.feed(np.zeros((4,), "float32")), Y.format(1, 2, "float32")),
-    (lambda d: d(X, initial_state=np.ones((7,), "float32")), f"{STATE}(7,)"),
-    (lambda d: d(X, initial_state=np.ones((1, 7), "float32")), f"{STATE}(1, 7)"),
-    (lambda d: d(X, initial_state=np.ones((4, 5), "float32")), f"{STATE}(4, 5)"),
-    (lambda d: d(X, initial_state=np.ones((4, 7, 1), "float32")), f"{STATE}(4, 7, 1)"),
-    (lambda d: d(X, mask=np.ones((4, 4, 1), bool)), f"{MASK}(4, 4, 1)"),
-    (lambda d: d(X, mask=np.ones((4, 5), bool)), f"{MASK}(4, 5)"),
-    (lambda d: d.start(X, np.ones((3, 4), bool)), f"{MASK}(3, 4)"),
-    (lambda d: d.start(SYMBOLIC, None), f"start {GIVE}"),
-    (lambda d: d.feed(keras.Input((5,))), f"feed {GIVE}"),
+    (lambda d, x, make: layer(dropout=-0.1), f"{RATE}-0.1"),
+    (lambda d, x, make: layer(dropout=1), f"{RATE}1"),
+    (lambda d, x, make: layer(dropout="0.5"), f"{RATE}'0.5'"),
+    (lambda d, x, make: layer(feedback="beam"), "beam"),
+    (lambda d, x, make: layer(feedback=["argmax"]), "argmax"),
+    (lambda d, x, make: d(make(4, 6)), "expected ndim=3, found ndim=2"),
+    (lambda d, x, make: d(make(4, 4, 8)), WIDTH),
+    (lambda d, x, make: d([x, make(4, 4, 5)]), "expects 1 input"),
+    (lambda d, x, make: d(x, output_length=0), "output_length must be a positive integer, "),
+    (lambda d, x, make: d(x, make(4, 4)), TARGETS.format(2, 3, "float32")),
+    (lambda d, x, make: d(x, make(4, 4, 5, dtype="int32")), TARGETS.format(2, 3, "int32")),
+    (lambda d, x, make: d(x, make(4, 9, 6)), "targets must have the shape (4, None, 5), got"),
+    (lambda d, x, make: d(x, make(2, 9, dtype="int32")), "targets must have the shape (4, "),
+    (lambda d, x, make: d(x, [make(4, 5), make(4, 5)]), "targets must "),
+    (lambda d, x, make: layer(output_dim=1)(x, make(4, 9)), OF_ONE.format("targets", 3)),
+    (
+        lambda d, x, make: layer(output_dim=1)(x, make(4, 9, dtype="int32")),
+        OF_ONE.format("targets", 3),
+    ),
+    (lambda d, x, make: d(x, mask=make(4, 4, 1)), f"{MASK_SHAPE}(4, 4, 1)"),
+    (lambda d, x, make: d(x, mask=make(2, 4)), f"{MASK_SHAPE}(2, 4)"),
+    (lambda d, x, make: d(x, mask=[make(2, 4), make(2, 4)]), "mask must "),
+    (lambda d, x, make: d(x, initial_state=make(1, 7)), f"{STATE}(1, 7)"),
+    (lambda d, x, make: d(x, initial_state=[make(4, 5)]), f"{STATE}(4, 5)"),
+    (lambda d, x, make: d(x, initial_state=[make(4, 7), make(4, 7)]), STATES),
+    (lambda d, x, make: d.start(make(4, 6), None), f"{ENCODED}6), got (4, 6)"),
+    (lambda d, x, make: d.start(make(4, 4, 5), None), f"{ENCODED}6), got (4, 4, 5)"),
+    (lambda d, x, make: layer().start(make(4, 6), None), f"{ENCODED}None), got (4, 6)"),
+    (lambda d, x, make: d.start(x, make(3, 4)), f"{MASK_SHAPE}(3, 4)"),
+    (lambda d, x, make: d.start(x, None, make(2, 7)), f"{STATE}(2, 7)"),
+    (lambda d, x, make: d.start(symbolic(4, 4, 6), None), f"start {GIVE}"),
+    (lambda d, x, make: d.feed(symbolic(4, 5)), f"feed {GIVE}"),
+    (lambda d, x, make: d.feed(array(4, 7)), "y must have the shape (None, 5), got (4, 7)"),
+    (lambda d, x, make: d.feed(array(4, 5, dtype="int32")), Y.format(1, 2, "int32")),
+    (lambda d, x, make: d.feed(array(4)), Y.format(1, 2, "float32")),
+    (lambda d, x, make: layer(output_dim=1).feed(array(4, dtype="int32")), OF_ONE.format("y", 2)),
 ]
 
 
+@pytest.mark.parametrize("make", [array, symbolic])
 @pytest.mark.parametrize("call, message", CALLS, ids=[message for _, message in CALLS])
-def test_the_message_says_what_is_wrong(call, message):
+def test_the_message_says_what_is_wrong(call, message, make):
     with pytest.raises(ValueError, match=re.escape(message)):
-        call(random_layer()[0])
+        call(random_layer()[0], make(4, 4, 6), make)
 
 
 def test_a_mask_is_not_to_be_forgotten_where_decoding_starts():
     with pytest.raises(TypeError, match="mask"):
-        layer().start(X)
+        layer().start(random_input())
+
+
+def test_lists_are_taken_wherever_arrays_are():
+    d, _ = random_layer()
+    x, state = random_input(), random_input(T=7)[:, :, 0]
+    ids, mask = IDS.tolist(), MASK.tolist()
+    inputs = [symbolic(4, 4, 6), symbolic(4, 7)]
+    outputs = d(inputs[0], targets=ids, mask=mask, initial_state=[inputs[1]])
+    for listed, of_arrays in (
+        (keras.Model(inputs, outputs)([x, state]), d(x, IDS, mask=MASK, initial_state=state)),
+        (d.start(x.tolist(), mask, (state,)), d.start(x, MASK, state)),
+        (d.feed(x[0, :, :5].tolist()), d.feed(x[0, :, :5])),
+        (d.feed([1, -1]), d.feed(np.array([1, -1]))),
+    ):
+        assert_close(listed, of_arrays)

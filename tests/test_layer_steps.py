@@ -1,144 +1,31 @@
-"""Decoding step by step: start, step and feed, and the models that a user makes of them."""
+"""What a user makes of start, step and feed. The equations' tests have what they compute."""
+
+import re
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from attention_decoder import AttentionDecoder
 from oracle import (
-    EXACT, IDS, MASK, NAMES, as_numpy, double, numpy_decoder, random_input, random_layer,
+    BACKEND, IDS, MASK, NAMES, ROOT, SYMBOLS, as_numpy, assert_close, numpy_decoder, random_input,
+    random_layer,
 )  # fmt: skip
 
-
-def decode(layer, steps, *arguments):
-    """Returns the outputs and scores of `steps` steps."""
-    x, s, memory = layer.start(*arguments)
-    outputs, scores = [], []
-    for _ in range(steps):
-        y, s, alpha = layer.step(x, s, memory)
-        x = layer.feed(y)
-        outputs.append(y)
-        scores.append(alpha)
-    return ops.stack(outputs, axis=1), ops.stack(scores, axis=1)
+if BACKEND == "tensorflow":
+    import tensorflow
 
 
-@pytest.mark.parametrize("mask, embedding_dim", [(None, None), (MASK, 3)])
-@pytest.mark.parametrize("output_activation", ["tanh", "relu"])
-@pytest.mark.parametrize("feedback", [None, "softmax", "argmax", double])
-def test_steps_give_what_the_call_gives(feedback, output_activation, mask, embedding_dim):
-    arguments = {"feedback": feedback, "output_activation": output_activation}
-    layer, w = random_layer(**arguments, embedding_dim=embedding_dim, dtype="float64")
-    if output_activation == "relu":  # all outputs are 0, and fed like any others
-        w["b_o"][:] = -100
-        layer.set_weights(list(w.values()))
-    x, state = random_input(), random_input(T=7)[:, :, 0]
-    for initial_state in None, state:
-        call = {"mask": mask, "initial_state": initial_state, "output_length": 5}
-        expected = numpy_decoder(w, x, **arguments, **call)
-        assert np.all(expected[0] == 0) == (output_activation == "relu")
-        for got in (
-            decode(layer, 5, x, mask, initial_state),
-            layer(x, **call, return_attention_scores=True),
-        ):
-            for tensor, array in zip(got, expected, strict=True):
-                np.testing.assert_allclose(as_numpy(tensor), array, atol=10 * EXACT)
-
-
-def test_steps_in_mixed_precision_give_what_the_call_gives():
-    layer, _ = random_layer(embedding_dim=3, feedback="argmax", dtype="mixed_bfloat16")
-    called = layer(random_input(), mask=MASK, return_attention_scores=True)
-    for stepped, expected in zip(decode(layer, 4, random_input(), MASK), called, strict=True):
-        assert stepped.dtype == expected.dtype
-        np.testing.assert_allclose(as_numpy(stepped), as_numpy(expected), atol=0.05)
-
-
-@pytest.mark.parametrize("mask, embedding_dim", [(None, None), (MASK, 3)])
-def test_beams_in_any_order_each_go_on_with_their_own_symbols(mask, embedding_dim):
-    layer, w = random_layer(embedding_dim=embedding_dim)
-    x = random_input()
-    symbols = np.repeat(IDS[:, :4], 2, axis=0)  # of two beams for each input
-    symbols[::2] = symbols[::2, ::-1] - 1  # some are -1, which feeds zeros
-    rows = np.arange(8)
-    expected, _ = numpy_decoder(w, x[rows // 2], symbols, None if mask is None else mask[rows // 2])
-    start = layer.start(x, mask)
-    fed, s, memory = keras.tree.map_structure(lambda t: ops.repeat(t, 2, axis=0), start)
-    for t in range(4):
-        y, s, _ = layer.step(fed, s, memory)
-        np.testing.assert_allclose(as_numpy(y), expected[rows, t], atol=1e-5)
-        fed = layer.feed(symbols[rows, t])
-        order = np.random.default_rng(t).permutation(8)
-        rows = rows[order]
-        fed, s, memory = keras.tree.map_structure(
-            lambda tensor, order=order: ops.take(tensor, order, axis=0), (fed, s, memory)
-        )
-
-
-def test_no_call_is_needed_before_the_first_step():
-    layer = AttentionDecoder(7, 5)
-    assert layer.step(*layer.start(random_input(), None))[0].shape == (4, 5)
-
-
-@keras.saving.register_keras_serializable("test")
-class Greedy(keras.Model):
-    """From encoded (B, Tin, D) and mask to ids (B, STEPS), END again and again after END."""
-
-    STEPS, END = 6, 0
-
-    def __init__(self, decoder, **kwargs):
-        super().__init__(**kwargs)
-        self.decoder = decoder
-
-    def call(self, inputs):
-        encoded, mask = inputs
-        x, s, memory = self.decoder.start(encoded, mask)
-        ended = ops.zeros((ops.shape(s)[0],), dtype="bool")
-        ids = []
-        for _ in range(self.STEPS):
-            y, s, _ = self.decoder.step(x, s, memory)
-            best = ops.where(ended, self.END, ops.argmax(y, axis=-1))
-            x, ended = self.decoder.feed(best), ops.logical_or(ended, best == self.END)
-            ids.append(best)
-        return ops.stack(ids, axis=1)
-
-    def get_config(self):
-        decoder = keras.saving.serialize_keras_object(self.decoder)
-        return {**super().get_config(), "decoder": decoder}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(keras.saving.deserialize_keras_object(config.pop("decoder")), **config)
-
-
-def test_a_model_that_decodes_until_the_end_follows_training_and_is_kept(tmp_path):
-    layer, w = random_layer(feedback="argmax", embedding_dim=3)
-    x, mask = random_input(B=8).astype("float32"), np.tile(MASK, (2, 1))
-    model = Greedy(layer)
-
-    def expected(w):
-        y, _ = numpy_decoder(w, x, mask=mask, output_length=6, feedback="argmax")
-        ids = y.argmax(axis=-1)
-        return ids * (np.cumsum(ids == 0, axis=1) == 0)
-
-    first = model.predict((x, mask), verbose=0)
-    np.testing.assert_array_equal(first, expected(w))
-    assert 0 < np.count_nonzero(first == 0) < first.size
-
-    # Another model trains the layer.
-    encoded, targets = keras.Input((4, 6)), keras.Input((9,), dtype="int32")
-    trained = keras.Model([encoded, targets], layer(encoded, targets))
-    trained.compile(keras.optimizers.SGD(10.0), "sparse_categorical_crossentropy")
-    ids = np.tile(IDS, (2, 1))
-    trained.train_on_batch([x, ids], ids)
-    w = {v.name: as_numpy(v) for v in layer.weights}
-    second = model.predict((x, mask), verbose=0)
-    np.testing.assert_array_equal(second, expected(w))
-    assert np.any(second != first)
-
-    assert [v.name for v in model.weights] == [*NAMES, "E"]
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(again.predict((x, mask), verbose=0), second)
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16", "float64"])
+@pytest.mark.parametrize("embedding_dim", [None, 3])
+def test_of_equal_outputs_argmax_feeds_the_first(embedding_dim, dtype):
+    layer, _ = random_layer(embedding_dim=embedding_dim, feedback="argmax", dtype=dtype)
+    inf = np.inf
+    y = [[0.1, 0.4, 0.1, 0.4, 0], [0, 0, 0, 0, 0], [-3, -2, -2, -5, -1], [-7, -7, -8, -7, -7]]
+    y += [[inf, 0, 0, 0, inf], [-inf] * 5, [-inf, 0, 0, inf, 0], [0, np.nan, 1, 2, 0]]
+    fed = as_numpy(layer.feed(ops.convert_to_tensor(y, layer.compute_dtype)))
+    np.testing.assert_array_equal(fed[:7], as_numpy(layer.feed([1, 0, 4, 0, 0, 0, 3])))
+    assert np.all(np.isfinite(fed))
 
 
 def test_a_functional_model_of_one_step_has_the_weights_and_keeps_them(tmp_path):
@@ -148,8 +35,92 @@ def test_a_functional_model_of_one_step_has_the_weights_and_keeps_them(tmp_path)
     model = keras.Model(inputs, layer.step(*inputs[:2], tuple(inputs[2:])))
     assert [v.name for v in model.weights] == NAMES
     model.set_weights([2 * value for value in w.values()])  # those of the layer
-    expected = [as_numpy(tensor) for tensor in layer.step(x, s, memory)]
+    expected = layer.step(x, s, memory)
     model.save(tmp_path / "model.keras")
     for one in model, keras.saving.load_model(tmp_path / "model.keras"):
-        for tensor, array in zip(one([x, s, *memory]), expected, strict=True):
-            np.testing.assert_allclose(as_numpy(tensor), array, atol=1e-6)
+        assert_close(one([x, s, *memory]), expected)
+
+
+# The manual's functions and classes
+
+X = SYMBOLS.astype("int32")
+
+
+def from_the_manual(**names):
+    """All of them by their names. They use `names`."""
+    text = (ROOT / "docs" / "layer.md").read_text(encoding="utf-8")
+    names |= {"keras": keras, "np": np, "ops": ops, "END": 0, "__name__": "manual"}
+    for code in re.findall(r"^((?:@[^\n]*\n)?(?:def|class) .*?)(?=^\S)", text, re.M | re.S):
+        exec(code, names)
+    return names
+
+
+def random_encoder_and_decoder():
+    symbols = keras.Input((None,), dtype="int32")
+    encoder = keras.Model(symbols, keras.layers.Embedding(9, 6)(symbols))
+    encoder.set_weights([random_input(T=9)[0]])
+    decoder, _ = random_layer(embedding_dim=3)
+    decoder.cell.b_o.assign_sub([1, 0, 0, 0, 0])  # makes END less likely
+    return encoder, decoder
+
+
+def assert_best_until_the_end(ids, encoder, decoder, x=X):
+    """END, which is 0, stands again and again after END."""
+    w = {v.name: as_numpy(v) for v in decoder.weights}
+    call = {"mask": x != 0, "output_length": ids.shape[1], "feedback": "argmax"}
+    best = numpy_decoder(w, as_numpy(encoder(x)), **call)[0].argmax(axis=-1)
+    ended = np.cumsum(best == 0, axis=1) > 0
+    np.testing.assert_array_equal(ids, np.where(ended, 0, best))
+    assert np.any(ended) and not np.all(ended)
+
+
+def test_greedy_decoding_writes_the_best_symbols_and_nothing_behind_the_end():
+    encoder, decoder = random_encoder_and_decoder()
+    greedy = from_the_manual(encoder=encoder, decoder=decoder)["greedy"]
+    assert_best_until_the_end(greedy(X, steps=20), encoder, decoder)
+    assert greedy(X, steps=2).shape == (4, 2)
+
+
+def test_a_beam_search_knows_the_probability_of_what_it_finds():
+    encoder, decoder = random_encoder_and_decoder()
+    beam_search = from_the_manual(encoder=encoder, decoder=decoder)["beam_search"]
+    outputs, scores = beam_search(X[0], k=6)
+    h = np.repeat(as_numpy(encoder(X[:1])), 6, axis=0)
+    w = {v.name: as_numpy(v) for v in decoder.weights}
+    y, _ = numpy_decoder(w, h, outputs, np.repeat(MASK[:1], 6, axis=0))
+    p = np.take_along_axis(y, outputs[:, :, None], axis=2)[:, :, 0]
+    after_end = np.cumsum(outputs == 0, axis=1) - (outputs == 0) > 0
+    assert np.any(after_end) and np.all(outputs[after_end] == 0)  # neither extended nor punished
+    np.testing.assert_allclose(np.exp(scores), np.where(after_end, 1, p).prod(axis=1), rtol=1e-3)
+    assert np.all(np.diff(scores) <= 0) and len(np.unique(outputs, axis=0)) == 6
+
+
+def test_a_model_that_decodes_until_the_end_follows_training_and_is_kept_and_served(tmp_path):
+    encoder, decoder = parts = random_encoder_and_decoder()
+    manual = from_the_manual()
+    until_end = manual.get("UntilEnd", manual["Reverser"])
+    model = until_end(encoder, decoder, name="mine")
+    first = model.predict(X, verbose=0)
+    assert_best_until_the_end(first, *parts)
+
+    symbols, targets = keras.Input((None,), dtype="int32"), keras.Input((9,), dtype="int32")
+    outputs = decoder(encoder(symbols), targets, mask=ops.not_equal(symbols, 0))
+    trained = keras.Model([symbols, targets], outputs)
+    sgd = keras.optimizers.SGD(1.0)
+    trained.compile(sgd, "sparse_categorical_crossentropy", run_eagerly=True)
+    trained.train_on_batch([X, IDS], IDS)
+    second = as_numpy(model(X))
+    assert_best_until_the_end(second, *parts)
+    assert np.any(second != first)
+
+    model.save(tmp_path / "model.keras")
+    own = {until_end.__name__: until_end}
+    again = keras.saving.load_model(tmp_path / "model.keras", custom_objects=own)
+    np.testing.assert_array_equal(as_numpy(again(X)), second)
+    assert again.name == "mine"
+    if BACKEND == "tensorflow":
+        any_shape = keras.InputSpec(shape=(None, None), dtype="int32")
+        model.export(tmp_path / "served", input_signature=[any_shape], verbose=False)
+        served = tensorflow.saved_model.load(tmp_path / "served")
+        for x in X, X[:2, :3]:
+            assert_best_until_the_end(as_numpy(served.serve(x)), *parts, x)
