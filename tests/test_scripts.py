@@ -124,6 +124,15 @@ def test_attention_keeps_the_model_whose_outputs_and_weights_it_shows(tmp_path):
     assert lines[14:] == ["Written: results/attention.keras, results/attention.png"]
 
 
+@pytest.mark.parametrize("name", ["data_prep.py", "baseline.py", "attention.py"])
+def test_an_argument_is_not_ignored(name):
+    run = subprocess.run(
+        [sys.executable, ROOT / name, "--n-units=9"], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "unrecognized arguments: --n-units=9" in run.stderr
+
+
 def test_keras_on_another_backend_is_told_in_one_sentence(tmp_path):
     (tmp_path / "keras.py").write_text(
         "class backend:\n    @staticmethod\n    def backend():\n        return 'jax'\n"
@@ -153,9 +162,8 @@ def test_a_notebook_survives_the_stop_button(tmp_path):
             shown += str(kernel.get_iopub_msg(timeout=100)["content"])
 
     try:
-        kernel.execute("import sys; sys.stdout.isatty = lambda: True")  # for the bar
         kernel.execute("kept = 7\n%run attention.py")
-        wait_for(r"[1-9]\d*/1000000")
+        wait_for(r"[1-9]\d*/1000000")  # the bar
         manager.interrupt_kernel()
         wait_for("KeyboardInterrupt")
         cell = (
