@@ -315,7 +315,7 @@ BAD_FLAGS = [
     ("--scheduler", "nonsense://1", "nonsense://1: unknown address scheme 'nonsense'"),
     ("--output", "file", "File exists: 'file'"),
     ("--output", "file/folder", "Not a directory: 'file/folder'"),
-    ("--output", "/proc/none", "No such file or directory: '/proc/none'"),
+    ("--output", "/proc", "No such file or directory: '/proc'"),
 ]
 
 
