@@ -52,7 +52,7 @@ class AttentionCell(keras.layers.Layer):
             initializer = getattr(self, f"{kind}_initializer")
             initializer = _with_its_own_seed(initializer, len(self.weights))
             rules = {r: getattr(self, f"{kind}_{r}") for r in ("regularizer", "constraint")}
-            autocast = name not in ("V_a", "E")  # scores are float32; E is cast where it is used
+            autocast = name not in ("V_a", "E")  # _energies and _embed cast them
             variable = self.add_weight(
                 name=name, shape=shape, initializer=initializer, autocast=autocast, **rules
             )
@@ -97,7 +97,7 @@ class AttentionCell(keras.layers.Layer):
         e = energies(sW_a, k, ops.expand_dims(self.V_a, 1))  # (B, Tin)
         if mask:
             e = ops.where(mask[0], e, -3.4e38)  # about the least float32
-        # α_t = softmax over j of e_t: ops.softmax warns of one step, which an export traces
+        # α_t = softmax over j of e_t, but ops.softmax warns of one step, as which exports trace it
         alpha = ops.exp(e - ops.stop_gradient(ops.max(e, axis=-1, keepdims=True)))
         alpha = alpha / ops.sum(alpha, axis=-1, keepdims=True)
         if mask:
@@ -166,18 +166,20 @@ class AttentionDecoder(keras.layers.Layer):
     dense layer stands for its maxout layer. `start`, `step` and `feed` decode step by step.
 
     Args:
-        units, output_dim: Positive integers u, the width of the state and of the attention, and o.
+        units, output_dim: Positive integers u, the width of the state and of the attention, and o,
+            that of an output.
         activation, output_activation: Of p_t and y_t, over the last axis. Default: tanh, softmax.
-            For logits, "linear" with `feedback="softmax"`; for regression, "linear" alone. That of
-            y_t is computed in the loop and after it: it must give the same both times.
+            For logits, "linear" with `feedback="softmax"`; for regression, "linear" alone. Without
+            targets, that of y_t is asked twice for the same numbers: it must not be random.
         return_probabilities: Whether to return the scores in place of the outputs. Default: False.
-        output_length: Positive integer T_out where there are no targets. Default: None, T_in. Give
-            one to export from PyTorch, whose loop remains as long as it was at the export.
+        output_length: Positive integer T_out where there are no targets. Default: None, T_in. An
+            export from PyTorch, whose loop keeps its length, asks for one where T_in is unknown.
         feedback: What is fed of y_{t-1} where there are no targets: None (the default) for y_{t-1}
             itself, an activation of it, or "argmax", the one-hot vector of its largest entry.
         embedding_dim: Positive integer m, for the paper's embedding E. Default: None, no E, m = o.
         dropout, seed: Rate, from 0 (the default) to below 1, at which entries of x_t and c_t are
-            dropped in training, the same for all t of a call.
+            dropped in training, the same for all t of a call (`step` drops none), and the seed of
+            the random numbers.
         unroll: Whether to unroll the loop: faster for few steps, but longer to compile, and every
             tanh is kept for the gradient. Default: False.
         kernel_*, recurrent_*, bias_*: `initializer` (glorot_uniform, orthogonal, zeros),
@@ -189,19 +191,20 @@ class AttentionDecoder(keras.layers.Layer):
         targets: Vectors (batch, T_out, o), or ids, integers below o (batch, T_out); -1 feeds zeros.
             Where o is 1, there are no ids: give floats (batch, T_out, 1). A step is fed the one
             before it (teacher forcing): give them unshifted. To keep padding out of the loss, give
-            `fit` a `sample_weight` (batch, T_out) that is 0 there.
+            `fit` a `sample_weight` (batch, T_out) that is 0 there, behind the first END.
         mask: Boolean (batch, T_in), False at padding, whose score is 0. By default the one that
             comes with `encoded`, but from Keras 3.16 on recurrent layers pass none on: give it.
         return_attention_scores: Whether to return `(outputs, scores)`. Default: False.
         output_length, initial_state: T_out without targets, and s_0 (batch, u) or a list of it, of
             this call.
         training: Whether to drop entries, and to compute each tanh again for the gradient instead
-            of keeping it (Keras 3.9 or later; on TensorFlow, no second derivatives then).
+            of keeping it (on TensorFlow, no second derivatives then).
         encoded_mask: Where Keras puts the mask that comes with `encoded`.
 
     Returns: The outputs (batch, T_out, o), the scores α (batch, T_out, T_in), or both; no mask.
 
-    Raises: ValueError, if an argument is not as above.
+    Raises: ValueError, if a type, a size or a shape is not as above. The values of ids are not
+    checked: from o up, they feed zeros where there is no E.
 
     Example: letters to sounds of any lengths, padded with 0. Both models share their weights.
 
@@ -267,7 +270,9 @@ class AttentionDecoder(keras.layers.Layer):
             )
             memory = (memory[0] * kept_h[:, None], *memory[1:])
         # In a keras.RematScope on JAX (without dropout), `training` is neither True nor False.
-        energies = _energies if self.unroll or training is False else _remat(_energies)
+        # Else B · Tout · Tin · u numbers are kept for the gradient.
+        remat = training is not False and not self.unroll
+        energies = keras.remat(_energies) if remat else _energies
         with_scores = bool(return_attention_scores or self.return_probabilities)
 
         def forced(xW_b, states):
@@ -285,9 +290,11 @@ class AttentionDecoder(keras.layers.Layer):
 
         if targets is None:
             length = self._steps_out(ops.shape(encoded)[1], output_length)
+            _refuse_unknown_length(length)
             no_input = ops.zeros((ops.shape(x)[0], length, 1), dtype=x.dtype)
             o, *alpha = self._loop(free, no_input, [x, s])
         else:  # nothing of y is fed back: its products are made for all t at once
+            _refuse_unknown_length(ops.shape(targets)[1])
             x = ops.concatenate([x[:, None], targets], axis=1)[:, :-1]
             x = x if kept is None else x * kept[:, None]
             s, c, *alpha = self._loop(forced, ops.matmul(x, W) + b, [s])
@@ -299,8 +306,8 @@ class AttentionDecoder(keras.layers.Layer):
     def start(self, encoded, mask, initial_state=None):
         """Returns what decoding starts with: x_1 = 0 (batch, m), s_0 (batch, u) and the memory.
 
-        The memory, a tuple of tensors (batch, T_in, …), stays the same. For k beams:
-        `keras.tree.map_structure(lambda t: keras.ops.repeat(t, k, axis=0), memory)`.
+        The memory, a tuple of tensors (batch, T_in, …), stays the same. For k beams, repeat all:
+        `keras.tree.map_structure(lambda t: keras.ops.repeat(t, k, axis=0), (x, s, memory))`.
 
         Args:
             encoded: The encoder's outputs, (batch, T_in, D).
@@ -477,11 +484,6 @@ class _LoopCell:
     call = __call__
 
 
-# Computes a function again for its gradient instead of keeping what is in between: here, that would
-# be Tout · Tin · u numbers.
-_remat = getattr(keras, "remat", lambda function: function)  # Keras 3.9
-
-
 def _energies(sW_a, k, V_a):
     """e_t = tanh(s_{t-1} W_a + k_j) · V_a, V_a as (u, 1), in no less than float32: no overflow."""
     dtype = keras.backend.standardize_dtype(k.dtype)
@@ -495,6 +497,15 @@ def _refuse_symbolic(method, *tensors):
         raise ValueError(
             f"{method} must be given tensors, not a keras.Input: write a keras.Model with a call "
             "that uses it, which then has the layer's weights"
+        )
+
+
+def _refuse_unknown_length(length):
+    """Exports from PyTorch trace it as a tensor that is 1, and the loop would stay so short."""
+    if keras.backend.backend() == "torch" and not isinstance(length, int) and length == 1:
+        raise ValueError(
+            "output_length must be given in an export from PyTorch, whose loop keeps its length; "
+            "it takes no targets of unknown length"
         )
 
 
@@ -512,7 +523,7 @@ def _tensor(name, x):
 
 
 def _argmax(y):
-    """The first of the largest entries, without ops.argmax of floats, which cannot be exported."""
+    """The first of the largest, without ops.argmax of floats, which ONNX and LiteRT lack."""
     largest = ops.equal(y, ops.max(y, axis=-1, keepdims=True))
     return ops.argmax(ops.cast(largest, "int32"), axis=-1)
 

@@ -2,8 +2,8 @@
 
 Trains and evaluates both models 10 times, each time with new weights and new pairs, and prints
 every accuracy, in %, and their means; then how far they spread. It takes about a minute on two
-cores. Each finished training is a line of OUTPUT/repeats.jsonl, which grows from run to run;
-OUTPUT/comparison.png shows how the models of this one learned and how often they were right.
+cores. Each finished training is a line of repeats.jsonl in the folder OUTPUT, which grows from run
+to run; comparison.png there shows the losses and the accuracies of all that is printed.
 
 Run it with `python compare.py`; `python compare.py --help` shows what can be varied.
 """
@@ -33,7 +33,7 @@ import keras  # after baseline, which chooses its backend
 MODELS = {"baseline": baseline_model, "attention": attention_model}
 TITLES = {"baseline": "Encoder-Decoder Model", "attention": "Encoder-Decoder With Attention Model"}
 SETTINGS = "n_timesteps_in n_timesteps_out n_features n_units n_updates n_eval".split()
-WINDOW = 50  # updates that a point of the loss curves is the mean of
+WINDOW = 50  # a point of the loss curves is the mean of so many updates
 
 
 def train_evaluate_model(
@@ -41,7 +41,8 @@ def train_evaluate_model(
 ):
     """Trains the compiled model on `n_updates` new pairs, one after the other, and evaluates it.
 
-    Returns the exact-match accuracy on `n_eval` more, in %, and the losses of all, (n_updates,).
+    Returns the exact-match accuracy on `n_eval` more, in %, and the loss of each update,
+    (n_updates,).
     """
     rng = np.random.default_rng(rng)
     X, y = get_pairs(n_updates, n_timesteps_in, n_timesteps_out, n_features, rng)
@@ -76,12 +77,13 @@ def run_repeat(name, seed, settings):
 def run_repeats(executor, missing, settings, path):
     """Runs the repeats (name, seed) and saves each when it has ended.
 
-    Returns {(name, seed): repeat}. On a terminal, a bar counts them and shows the mean accuracies
-    so far. An error ends it at once; what is saved stays.
+    Returns {(name, seed): repeat}. On a terminal or in a notebook, a bar counts them and shows the
+    mean accuracies so far. An error ends it: what has not started is cancelled, and what is saved
+    stays.
     """
     if not missing:
         return {}
-    terminal = int(sys.stdout.isatty())
+    terminal = int(sys.stdout.isatty() or hasattr(sys, "ps1"))
     bar = keras.utils.Progbar(
         len(missing), verbose=terminal, stateful_metrics=list(MODELS), unit_name="training"
     )
@@ -106,7 +108,7 @@ def run_repeats(executor, missing, settings, path):
 
 def threads(jobs):
     """Returns an executor of threads, each of which runs one training at a time."""
-    # TensorFlow runs what XLA compiled on so many threads; with more than trainings it is slower.
+    # TensorFlow runs what XLA compiled on so many threads; more than trainings make it slower.
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(jobs)
     return ThreadPoolExecutor(jobs)
 

@@ -7,6 +7,8 @@ Run it with `python data_prep.py`. In all scripts, `rng` is a numpy.random.Gener
 None for new random numbers at every call.
 """
 
+import argparse
+
 import numpy as np
 
 
@@ -74,4 +76,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # it takes no arguments
     main()

@@ -85,3 +85,15 @@ def test_onnx_of_one_step(masked, tmp_path):
     inputs = [keras.Input(shape, dtype=a.dtype) for shape, a in zip(shapes, arrays)]
     model = keras.Model(inputs, decoder.step(inputs[0], inputs[1], tuple(inputs[2:])))
     assert_onnx_gives_the_same(model, tmp_path / "model.onnx", arrays)
+
+
+@only_torch
+@pytest.mark.parametrize("forced", [False, True], ids=["as many steps as it reads", "targets"])
+def test_onnx_of_an_unknown_number_of_output_steps_is_refused(forced, tmp_path):
+    """PyTorch's loop would stay as short as it is traced: one step."""
+    pytest.importorskip("onnxscript")
+    inputs = [keras.Input((None, 6))] + [keras.Input((None,), dtype="int32")] * forced
+    model = keras.Model(inputs, random_layer()[0](*inputs))
+    model([X, IDS] if forced else [X])
+    with pytest.raises(ValueError, match="output_length must be given in an export from PyTorch"):
+        model.export(tmp_path / "model.onnx", format="onnx", verbose=False)

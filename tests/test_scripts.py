@@ -2,9 +2,9 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,37 +15,35 @@ from data_prep import get_pairs, one_hot_decode
 import keras
 
 ROOT = pathlib.Path(__file__).parent.parent
-MODELS = [baseline_model, attention_model]
 
 
-@pytest.mark.parametrize("make_model", MODELS)
-def test_the_articles_models(make_model):
+# The models
+
+
+@pytest.mark.parametrize(
+    ("make_model", "n_weights"), [(baseline_model, 308_750), (attention_model, 363_900)]
+)
+def test_the_articles_models_have_its_sizes_and_settings(make_model, n_weights):
     model = make_model(5, 50)
-    assert model.count_params() == {"baseline": 308_750, "attention": 363_900}[model.name]
+    assert model.count_params() == n_weights
     assert model.input_shape == model.output_shape == (None, 5, 50)
     assert model.loss == "categorical_crossentropy"
     assert isinstance(model.optimizer, keras.optimizers.Adam)
     assert model.optimizer.get_config()["learning_rate"] == pytest.approx(0.001)
-    outputs = model.predict_on_batch(get_pairs(3, 5, 2, 50)[0])
-    np.testing.assert_allclose(outputs.sum(axis=-1), 1, atol=1e-5)
+    outputs = model(get_pairs(3, 5, 2, 50)[0])
+    np.testing.assert_allclose(np.sum(outputs, axis=-1), 1, atol=1e-5)
 
 
 def test_attention_learns_and_the_baseline_does_not():
     keras.utils.set_random_seed(0)
-    rng = np.random.default_rng(0)
+    pairs = get_pairs(5000, 5, 2, 50, rng=0)
     accuracy = {}
-    for make_model in MODELS:
+    for make_model in (baseline_model, attention_model):
         model = make_model(5, 50)
-        losses = train(model, *get_pairs(5000, 5, 2, 50, rng))
-        accuracy[model.name] = evaluate(model, 5, 2, 50, 500, rng)
+        losses = train(model, *pairs)
         assert losses[-500:].mean() < losses[:500].mean()
-    assert accuracy["attention"] >= 90
-    assert accuracy["baseline"] <= 35
-    X, _ = get_pairs(50, 5, 2, 50, rng)
-    outputs, weights = attention_weights(model, X)
-    assert weights.shape == (50, 5, 5)
-    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
-    np.testing.assert_allclose(outputs, model.predict_on_batch(X), atol=1e-5)
+        accuracy[model.name] = evaluate(model, 5, 2, 50, 500, rng=1)
+    assert accuracy["attention"] >= 90 and accuracy["baseline"] <= 35
 
 
 def test_evaluate_counts_whole_sequences():
@@ -64,15 +62,17 @@ def test_evaluate_counts_whole_sequences():
 
 
 def test_the_picture_of_long_sequences_has_bounds(tmp_path):
-    values = [list(range(150))] * 4
-    weights = np.random.default_rng(0).random((4, 150, 150))
-    plot_weights(tmp_path / "picture.png", values, values, weights)
+    values = [list(range(100))] * 4
+    plot_weights(tmp_path / "picture.png", values, values, np.ones((4, 100, 100)))
     header = (tmp_path / "picture.png").read_bytes()[16:24]
     width, height = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:], "big")
     assert 1000 * 1000 < width * height < 30e6
 
 
-def small(name, folder):
+# The scripts
+
+
+def small(name, folder, n_pairs=30):
     """Copies a script with smaller numbers, and what it imports, to a folder."""
     for path in ROOT.glob("*.py"):
         (folder / path.name).write_bytes(path.read_bytes())
@@ -80,37 +80,57 @@ def small(name, folder):
     for old, new in {
         "n_features = 50": "n_features = 6",
         "n_timesteps_in = 5": "n_timesteps_in = 3",
-        "get_pairs(5000,": "get_pairs(30,",
+        "get_pairs(5000,": f"get_pairs({n_pairs},",
     }.items():
         assert text.count(old) == 1
         text = text.replace(old, new)
     (folder / name).write_text(text)
-    return [sys.executable, name]
 
 
-@pytest.mark.parametrize("name", ["baseline.py", "attention.py"])
-def test_as_a_script(name, tmp_path):
-    run = subprocess.run(small(name, tmp_path), cwd=tmp_path, capture_output=True, text=True)
+def printed_by(name, folder):
+    small(name, folder)
+    run = subprocess.run([sys.executable, name], cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    lines = run.stdout.splitlines()
-    assert lines[0].startswith("Accuracy: ") and lines[0].endswith("%")
-    for line in lines[1:11]:
-        expected, predicted = line.removeprefix("Expected: ").split(" Predicted ")
-        assert len(eval(expected)) == len(eval(predicted)) == 3
-    if name == "baseline.py":
-        assert len(lines) == 11
-        return
-    rows = [[int(word) for word in line.strip(" []").split()] for line in lines[12:15]]
-    assert all(len(row) == 3 and 98 <= sum(row) <= 102 for row in rows)
-    assert lines[15:] == ["Written: results/attention.keras, results/attention.png"]
-    assert (tmp_path / "results" / "attention.png").read_bytes().startswith(b"\x89PNG")
-    # The model that is kept is the one whose outputs were shown.
-    model = keras.models.load_model(tmp_path / "results" / "attention.keras")
+    accuracy, *lines = run.stdout.splitlines()
+    assert re.fullmatch(r"Accuracy: \d+\.\d\d%", accuracy)
+    return lines
+
+
+def test_baseline_prints_the_accuracy_and_ten_sequences(tmp_path):
+    lines = printed_by("baseline.py", tmp_path)
+    three = r"\[\d, \d, \d\]"
+    assert len(lines) == 10
+    assert all(re.fullmatch(f"Expected: {three} Predicted {three}", line) for line in lines)
+
+
+def test_attention_keeps_the_model_whose_outputs_and_weights_it_shows(tmp_path):
+    lines = printed_by("attention.py", tmp_path)
+    results = tmp_path / "results"
+    assert (results / "attention.png").read_bytes().startswith(b"\x89PNG")
+    model = keras.models.load_model(results / "attention.keras")
     rng = np.random.default_rng(0)
-    get_pairs(30, 3, 2, 6, rng), get_pairs(100, 3, 2, 6, rng)
+    get_pairs(30, 3, 2, 6, rng), get_pairs(100, 3, 2, 6, rng)  # to train on, to evaluate
     X, y = get_pairs(10, 3, 2, 6, rng)
     expected = zip(one_hot_decode(y), one_hot_decode(model(X)))
-    assert lines[1:11] == [f"Expected: {a} Predicted {b}" for a, b in expected]
+    assert lines[:10] == [f"Expected: {a} Predicted {b}" for a, b in expected]
+    X, _ = get_pairs(4, 3, 2, 6, rng)
+    outputs, weights = attention_weights(model, X)
+    np.testing.assert_allclose(outputs, model(X), atol=1e-5)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
+    values_in, values_out = one_hot_decode(X[0]), one_hot_decode(outputs[0])
+    assert f"input {values_in} across, output {values_out} down" in lines[10]
+    shown = [line.strip(" []").split() for line in lines[11:14]]
+    np.testing.assert_allclose(np.array(shown, int), 100 * weights[0], atol=0.6)
+    assert lines[14:] == ["Written: results/attention.keras, results/attention.png"]
+
+
+@pytest.mark.parametrize("name", ["data_prep.py", "baseline.py", "attention.py"])
+def test_an_argument_is_not_ignored(name):
+    run = subprocess.run(
+        [sys.executable, ROOT / name, "--n-units=9"], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "unrecognized arguments: --n-units=9" in run.stderr
 
 
 def test_keras_on_another_backend_is_told_in_one_sentence(tmp_path):
@@ -119,7 +139,6 @@ def test_keras_on_another_backend_is_told_in_one_sentence(tmp_path):
     )
     run = subprocess.run(
         [sys.executable, "-c", "import keras, attention"],
-        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,
         text=True,
@@ -132,25 +151,24 @@ def test_keras_on_another_backend_is_told_in_one_sentence(tmp_path):
 
 
 def test_a_notebook_survives_the_stop_button(tmp_path):
-    """While `%run attention.py` trains, and then runs `compare.main` in a cell."""
+    """While `%run attention.py` trains; then it runs `compare.main` in a cell."""
     client = pytest.importorskip("jupyter_client")
-    small("attention.py", tmp_path)
-    script = tmp_path / "attention.py"
-    script.write_text(script.read_text().replace("get_pairs(30,", "get_pairs(1_000_000,"))
+    small("attention.py", tmp_path, n_pairs=1_000_000)
     manager, kernel = client.manager.start_new_kernel(cwd=str(tmp_path))
-    try:
-        kernel.execute_interactive("kept = 7; import baseline", timeout=120)
-        kernel.execute("%run attention.py")
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "results").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(5)
-        manager.interrupt_kernel()
+
+    def wait_for(pattern):
         shown = ""
-        while "KeyboardInterrupt" not in shown:
-            shown += str(kernel.get_iopub_msg(timeout=60)["content"])
+        while not re.search(pattern, shown):
+            shown += str(kernel.get_iopub_msg(timeout=100)["content"])
+
+    try:
+        kernel.execute("kept = 7\n%run attention.py")
+        wait_for(r"[1-9]\d*/1000000")  # the bar
+        manager.interrupt_kernel()
+        wait_for("KeyboardInterrupt")
         cell = (
-            "import compare, os; compare.main(['--n-repeats', '1', '--n-updates', '3']); "
+            "import compare, os; "
+            "compare.main('--n-repeats 1 --n-updates 3 --n-units 5 --n-timesteps-in 2'.split()); "
             "assert kept == 7 and os.path.exists('results/comparison.png')"
         )
         assert kernel.execute_interactive(cell, timeout=200)["content"]["status"] == "ok"
