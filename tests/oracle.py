@@ -43,13 +43,10 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def same(x):
-    return x
-
-
 FUNCTIONS = {
-    None: same, "linear": same, "tanh": np.tanh, "sigmoid": sigmoid, "softmax": softmax,
-    "relu": lambda x: np.maximum(x, 0), "argmax": lambda y: np.eye(len(y))[np.argmax(y)],
+    None: lambda y: y, "linear": lambda x: x, "tanh": np.tanh, "sigmoid": sigmoid,
+    "softmax": softmax, "relu": lambda x: np.maximum(x, 0),
+    "argmax": lambda y: np.eye(len(y))[np.argmax(y)],
 }  # fmt: skip
 
 

@@ -21,6 +21,10 @@ def test_a_size_must_be_a_positive_integer(name, value):
         layer(**{name: value})
 
 
+def one():
+    return layer(output_dim=1)
+
+
 def array(*shape, dtype="float32"):
     return np.ones(shape, dtype)
 
@@ -48,7 +52,7 @@ CALLS = [
     (lambda d, x, make: layer(dropout="0.5"), f"{RATE}'0.5'"),
     (lambda d, x, make: layer(feedback="beam"), "beam"),
     (lambda d, x, make: layer(feedback=["argmax"]), "argmax"),
-    (lambda d, x, make: d(make(4, 6)), "expected ndim=3, found ndim=2"),
+    (lambda d, x, make: layer()(make(4, 6)), "expected ndim=3, found ndim=2"),
     (lambda d, x, make: d(make(4, 4, 8)), WIDTH),
     (lambda d, x, make: d([x, make(4, 4, 5)]), "expects 1 input"),
     (lambda d, x, make: d(x, output_length=0), "output_length must be a positive integer, "),
@@ -57,11 +61,8 @@ CALLS = [
     (lambda d, x, make: d(x, make(4, 9, 6)), "targets must have the shape (4, None, 5), got"),
     (lambda d, x, make: d(x, make(2, 9, dtype="int32")), "targets must have the shape (4, "),
     (lambda d, x, make: d(x, [make(4, 5), make(4, 5)]), "targets must "),
-    (lambda d, x, make: layer(output_dim=1)(x, make(4, 9)), OF_ONE.format("targets", 3)),
-    (
-        lambda d, x, make: layer(output_dim=1)(x, make(4, 9, dtype="int32")),
-        OF_ONE.format("targets", 3),
-    ),
+    (lambda d, x, make: one()(x, make(4, 9)), OF_ONE.format("targets", 3)),
+    (lambda d, x, make: one()(x, make(4, 9, dtype="int32")), OF_ONE.format("targets", 3)),
     (lambda d, x, make: d(x, mask=make(4, 4, 1)), f"{MASK_SHAPE}(4, 4, 1)"),
     (lambda d, x, make: d(x, mask=make(2, 4)), f"{MASK_SHAPE}(2, 4)"),
     (lambda d, x, make: d(x, mask=[make(2, 4), make(2, 4)]), "mask must "),
@@ -78,7 +79,7 @@ CALLS = [
     (lambda d, x, make: d.feed(array(4, 7)), "y must have the shape (None, 5), got (4, 7)"),
     (lambda d, x, make: d.feed(array(4, 5, dtype="int32")), Y.format(1, 2, "int32")),
     (lambda d, x, make: d.feed(array(4)), Y.format(1, 2, "float32")),
-    (lambda d, x, make: layer(output_dim=1).feed(array(4, dtype="int32")), OF_ONE.format("y", 2)),
+    (lambda d, x, make: one().feed(array(4, dtype="int32")), OF_ONE.format("y", 2)),
 ]
 
 

@@ -45,14 +45,16 @@ def test_one_model_takes_batches_of_any_lengths(with_targets):
         assert_close(model.predict(arrays, verbose=0), numpy_decoder(w, *arrays))
 
 
+@pytest.mark.parametrize("targets", [None, IDS[:, :5]], ids=["free running", "targets"])
 @pytest.mark.parametrize("given", [False, True])
-def test_padding_gets_no_score_and_every_output_step_counts_in_the_loss(given):
+def test_padding_gets_no_score_and_every_output_step_counts_in_the_loss(given, targets):
     """The mask that is given or, where it is none, that of the layer before, which ends here."""
     symbols = keras.Input((None,), dtype="int32")
     embedded = keras.layers.Embedding(9, 6, mask_zero=True)(symbols)
     layer, _ = random_layer(output_length=5)
     mask = ops.less(symbols, 5) if given else None
-    model = keras.Model(symbols, layer(embedded, mask=mask, return_attention_scores=True))
+    outputs = layer(embedded, targets=targets, mask=mask, return_attention_scores=True)
+    model = keras.Model(symbols, outputs)
     y, scores = as_numpy(*model(SYMBOLS))
     attended = SYMBOLS < 5 if given else MASK
     np.testing.assert_array_equal(scores > 0, np.repeat(attended[:, None], 5, axis=1))
@@ -202,7 +204,8 @@ def test_a_policy_set_later_reaches_the_cell_and_is_saved(dtype):
     layer.build((None, 4, 6))
     layer.dtype_policy = "mixed_bfloat16"
     for one in layer, AttentionDecoder.from_config(layer.get_config()):
-        tensors = *one.step(*one.start(X, None)), one(X)  # no call is needed before the first step
+        starts = [one.start(X, None, s_0) for s_0 in (None, np.ones((4, 7)))]  # without a call
+        tensors = keras.tree.flatten([starts, one.step(*starts[0]), one(X)])
         assert {dtype_of(tensor) for tensor in tensors} == {"bfloat16"}
         assert {dtype_of(weight) for weight in one.weights} == {"float32"}
 
@@ -241,12 +244,12 @@ def test_fit_learns_with_every_weight(arguments, jit_compile):
 @only_torch
 def test_compiled_by_torch_it_trains_as_without():
     inputs = keras.Input((4, 6))
-    model = keras.Model(inputs, AttentionDecoder(7, 5, output_length=2)(inputs))
+    model = keras.Model(inputs, AttentionDecoder(7, 5, output_length=1)(inputs))
     weights, losses = model.get_weights(), []
     for jit_compile in True, False:
         model.set_weights(weights)
         model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=jit_compile)
-        losses.append(model.fit(X, IDS[:, :2], epochs=2, verbose=0).history["loss"])
+        losses.append(model.fit(X, IDS[:, :1], epochs=2, verbose=0).history["loss"])
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
@@ -310,7 +313,10 @@ def test_no_call_keeps_its_batch_alive():
         gc.enable()
 
 
-@pytest.mark.parametrize("arguments", [{}, {"embedding_dim": 3, "unroll": True, "dropout": 0.5}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"embedding_dim": 3, "unroll": True, "dropout": 0.5, "feedback": "softmax"}],
+)
 def test_keras_own_check_of_a_layer(arguments):
     """A module of Keras that is not public: if a version moves it, mend the import."""
     from keras.src.testing import TestCase

