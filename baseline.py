@@ -202,10 +202,7 @@ def train(model, X, y, verbose=0):
     """
     X, y = np.asarray(X), np.asarray(y)
     check_pairs(model, X, y)
-    verbose = int(bool(verbose) and (sys.stdout.isatty() or hasattr(sys, "ps1")))
-    bar = keras.utils.Progbar(
-        len(X), verbose=verbose, stateful_metrics=["loss"], unit_name="update"
-    )
+    bar = progress_bar(len(X), "update", ["loss"], verbose)
     bar.update(0)
     updates = compile_updates(model, X, y)
     variables = variables_of(model) if updates else []
@@ -227,6 +224,14 @@ def train(model, X, y, verbose=0):
     finally:  # also after Ctrl-C: what was learned until then
         tf.nest.map_structure(lambda variable, value: variable.assign(value), variables, values)
     return np.array(losses, dtype="float32")
+
+
+def progress_bar(target, unit_name, metrics, verbose=1):
+    """Returns Keras' bar, which shows where the output is a terminal or a notebook, or nowhere."""
+    verbose = int(bool(verbose) and (sys.stdout.isatty() or hasattr(sys, "ps1")))
+    return keras.utils.Progbar(
+        target, verbose=verbose, stateful_metrics=metrics, unit_name=unit_name
+    )
 
 
 def check_pairs(model, X, y):

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from data_prep import get_pair, get_pairs
 import baseline
-from baseline import baseline_model, compile_updates, evaluate, train
+from baseline import baseline_model, compile_updates, evaluate, progress_bar, train
 from attention import attention_model
 import keras  # after baseline, which chooses its backend
 
@@ -83,10 +83,7 @@ def run_repeats(executor, missing, settings, path):
     """
     if not missing:
         return {}
-    terminal = int(sys.stdout.isatty() or hasattr(sys, "ps1"))
-    bar = keras.utils.Progbar(
-        len(missing), verbose=terminal, stateful_metrics=list(MODELS), unit_name="training"
-    )
+    bar = progress_bar(len(missing), "training", list(MODELS))
     bar.update(0)
     futures = [executor.submit(run_repeat, name, seed, settings) for name, seed in missing]
     repeats, accuracies = {}, {name: [] for name in MODELS}

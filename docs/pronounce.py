@@ -26,7 +26,8 @@ from rapidfuzz.distance import Levenshtein
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from compare import at_least, make_output  # which chooses TensorFlow for Keras
+from baseline import progress_bar  # which chooses TensorFlow for Keras
+from compare import at_least, make_output
 from attention_decoder import AttentionDecoder
 import keras
 from keras import layers, ops
@@ -115,8 +116,7 @@ def train(model, words, epochs, rng):
     model.compile(keras.optimizers.Adam(rate), [loss] * MODELS, jit_compile=True)
     for epoch in range(epochs):
         batches, losses = draw_batches(words, rng), []
-        on_terminal = sys.stdout.isatty()  # elsewhere, one line an epoch
-        bar = keras.utils.Progbar(len(batches), verbose=on_terminal, stateful_metrics=["loss"])
+        bar = progress_bar(len(batches), "step", ["loss"])
         for x, y in batches:
             loss, *_ = model.train_on_batch((x, y), [np.eye(SYMBOLS)[y]] * MODELS)
             losses.append(loss / MODELS)
