@@ -269,8 +269,8 @@ class AttentionDecoder(keras.layers.Layer):
                 for t in (x, memory[0][:, 0])
             )
             memory = (memory[0] * kept_h[:, None], *memory[1:])
+        # Each tanh is computed again for the gradient: they are B · Tout · Tin · u numbers.
         # In a keras.RematScope on JAX (without dropout), `training` is neither True nor False.
-        # Else B · Tout · Tin · u numbers are kept for the gradient.
         remat = training is not False and not self.unroll
         energies = keras.remat(_energies) if remat else _energies
         with_scores = bool(return_attention_scores or self.return_probabilities)

@@ -98,9 +98,8 @@ def test_a_beam_search_knows_the_probability_of_what_it_finds():
 @pytest.mark.skipif(BACKEND == "jax", reason="its ids are of 32 bits, JAX's are of 64 here")
 def test_a_model_that_decodes_until_the_end_follows_training_and_is_kept_and_served(tmp_path):
     encoder, decoder = parts = random_encoder_and_decoder()
-    manual = from_the_manual()
-    until_end = manual.get("UntilEnd", manual["Reverser"])
-    model = until_end(encoder, decoder, name="mine")
+    UntilEnd = from_the_manual()["UntilEnd"]
+    model = UntilEnd(encoder, decoder, name="mine")
     first = model.predict(X, verbose=0)
     assert_best_until_the_end(first, *parts)
 
@@ -115,7 +114,7 @@ def test_a_model_that_decodes_until_the_end_follows_training_and_is_kept_and_ser
     assert np.any(second != first)
 
     model.save(tmp_path / "model.keras")
-    own = {until_end.__name__: until_end}
+    own = {"UntilEnd": UntilEnd}
     again = keras.saving.load_model(tmp_path / "model.keras", custom_objects=own)
     np.testing.assert_array_equal(as_numpy(again(X)), second)
     assert again.name == "mine"
