@@ -95,6 +95,12 @@ def test_commands_files_flags_and_functions_exist(name):
         assert re.search(rf"def {function}\b", sources), function
 
 
+def test_manual_and_layer_claim_the_same_oldest_keras():
+    layer = (ROOT / "attention_decoder.py").read_text(encoding="utf-8")
+    (claim,) = re.findall(r"Keras \((3\.\d+) or later\)", layer)
+    assert f"Keras {claim} or later" in TEXTS[0] and f"Keras {claim} or later" in TEXTS[2]
+
+
 # "Try it": questions, each with commands to run and an answer; or first with changes of scripts:
 #
 # ```diff
@@ -146,11 +152,8 @@ def write_changes(folder):
 
 
 CHANGES = [(diffs, command) for diffs, commands, _ in questions() if diffs for command in commands]
-SMALLER = {
-    "get_pairs(5000,": "get_pairs(20,",
-    "=150": "=5",
-    "jit_compile=True": "jit_compile=False",
-}
+SMALLER = {"attention": {"get_pairs(5000,": "get_pairs(20,", "=150": "=5"}}
+SMALLER["baseline"] = {**SMALLER["attention"], "jit_compile=True": "jit_compile=False"}
 
 
 @pytest.mark.parametrize("number", range(max(len(CHANGES), 2)))  # there are two or more
@@ -160,7 +163,8 @@ def test_a_change_to_try_fits_the_script_and_runs(number, tmp_path):
     change(folder, diffs)
     for path in (folder / "baseline.py", folder / "attention.py"):
         text = path.read_text(encoding="utf-8")
-        for large, small in SMALLER.items():
+        for large, small in SMALLER[path.stem].items():
+            assert large in text, f"{path.name} has no {large} to make smaller"
             text = text.replace(large, small)
         path.write_text(text, encoding="utf-8")
     command = [sys.executable, *command.split()[1:]]
