@@ -173,9 +173,8 @@ def plot_comparison(path, results):
         left.fill_between(updates, mean - std, mean + std, alpha=0.2)
         accuracies = [repeat["accuracy"] for repeat in repeats]
         right.boxplot(accuracies, positions=[i], widths=0.5, showfliers=False)
-        beside = np.linspace(
-            -0.15, 0.15, len(accuracies)
-        )  # so that equal ones do not cover each other
+        # side by side, so that equal ones do not cover each other
+        beside = np.linspace(-0.15, 0.15, len(accuracies))
         right.plot(i + beside, accuracies, "o", alpha=0.6)
     left.set(xlabel="update", ylabel="loss, mean and standard deviation", ylim=(0, None))
     left.legend()
