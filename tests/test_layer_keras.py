@@ -4,6 +4,7 @@ import ast
 import contextlib
 import doctest
 import gc
+import inspect
 import pathlib
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def test_a_subclassed_models_summary_and_weights_know_the_shapes():
 # Configuration, saving, weights
 
 KINDS = "kernel", "recurrent", "bias"
-EVERYTHING = {
+EVERYTHING = {  # all arguments of the layer, none with its default
     "units": 7, "output_dim": 5, "activation": "relu", "return_probabilities": True,
     "output_length": 3, "output_activation": "sigmoid", "feedback": double, "embedding_dim": 4,
     "dropout": 0.3, "seed": 5, "unroll": True, "kernel_initializer": "he_normal",
@@ -110,6 +111,8 @@ EVERYTHING = {
 
 
 def test_no_argument_is_lost_when_a_layer_is_saved():
+    arguments = inspect.signature(AttentionDecoder).parameters.keys() - {"kwargs"}
+    assert EVERYTHING.keys() >= arguments
     config = AttentionDecoder(**EVERYTHING).get_config()
     assert config.keys() == EVERYTHING.keys()
     default = AttentionDecoder(np.int64(1), np.uint8(1)).get_config()
@@ -164,7 +167,7 @@ def test_each_kind_of_weights_has_its_own_initializer_regularizer_and_constraint
     assert float(sum(layer.losses)) == pytest.approx(0.5 * 3 * size)
 
 
-def test_a_call_takes_no_name_of_later_layers():
+def test_a_call_leaves_the_names_of_later_layers_as_they_were():
     keras.backend.clear_session()
     random_layer()[0](X)
     assert keras.layers.RNN(keras.layers.GRUCell(2)).name == "rnn"
@@ -317,7 +320,7 @@ def test_no_call_keeps_its_batch_alive():
     "arguments",
     [{}, {"embedding_dim": 3, "unroll": True, "dropout": 0.5, "feedback": "softmax"}],
 )
-def test_keras_own_check_of_a_layer(arguments):
+def test_the_layer_passes_keras_own_check_of_layers(arguments):
     """A module of Keras that is not public: if a version moves it, mend the import."""
     from keras.src.testing import TestCase
 

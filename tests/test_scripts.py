@@ -125,7 +125,7 @@ def test_attention_keeps_the_model_whose_outputs_and_weights_it_shows(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["data_prep.py", "baseline.py", "attention.py"])
-def test_an_argument_is_not_ignored(name):
+def test_the_small_scripts_refuse_every_flag(name):
     run = subprocess.run(
         [sys.executable, ROOT / name, "--n-units=9"], capture_output=True, text=True
     )
