@@ -210,7 +210,8 @@ def listen_to_ctrl_c():
 def assert_ctrl_c_ends(process):
     before = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
-    assert finish(process) == (-signal.SIGINT, "", "")
+    status, stdout, stderr = finish(process)
+    assert (status, stdout) == (-signal.SIGINT, "") and "Traceback" not in stderr, stderr
     assert time.monotonic() - before < 2
 
 
