@@ -19,7 +19,7 @@ from data_prep import get_pairs, one_hot_decode
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings, but not what it is doing
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # they save no time here, but are announced
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # oneDNN saves no time, but is announced
 import keras
 import tensorflow as tf
 

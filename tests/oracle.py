@@ -59,11 +59,13 @@ def double(y):
 def numpy_decoder(
     w, h, targets=None, mask=None, output_length=None, initial_state=None, activation="tanh",
     output_activation="softmax", feedback=None, return_probabilities=False, kept=None,
+    o=None, embedding_dim=None, unroll=False, dropout=0.0, seed=None, training=False,
 ):  # fmt: skip
     """Returns outputs and scores for h (B, Tin, D) and weights w, with what layer and call take.
 
     Written from the equations alone, one sample and one input step at a time, in float64. `kept`,
-    in place of dropout, are factors of x_t (B, m) and of c_t (B, D).
+    in place of dropout, are factors of x_t (B, m) and of c_t (B, D). What `o` and the
+    arguments behind it change in the numbers, w and `kept` already hold.
     """
     f = {name: FUNCTIONS.get(name, name) for name in (activation, output_activation, feedback)}
     B, T_in, D = h.shape

@@ -148,9 +148,7 @@ def test_calls_and_steps_give_the_outputs_and_scores_of_the_equations(case, how,
         assert all(len(np.unique(factors)) == 2 for factors in kept)
 
     encoded = call.pop("encoded")
-    no_number = {"o", "dropout", "seed", "training"}  # which change none, beside w and kept
-    given = {name: value for name, value in {**arguments, **call}.items() if name not in no_number}
-    expected = numpy_decoder(w, encoded, **given, kept=kept)
+    expected = numpy_decoder(w, encoded, **{**arguments, **call}, kept=kept)
     y, scores = layer(encoded, **call, return_attention_scores=True)
     assert_close((y, scores), expected, atol=10 * EXACT)
     targets, length = call.get("targets"), call.get("output_length")
@@ -188,12 +186,8 @@ def test_training_follows_the_gradient_of_the_equations(arguments, targets, mode
         parts = ops.concatenate(parts, axis=-1)
         return ops.sum(parts * ops.cast(factors, parts.dtype))
 
-    given = {**arguments, **call}
-    for changes_no_number in ("embedding_dim", "unroll"):
-        given.pop(changes_no_number, None)
-
     def expected(w, x):
-        parts = numpy_decoder(w, x, **given)
+        parts = numpy_decoder(w, x, **{**arguments, **call})
         return np.sum(np.concatenate(parts, axis=-1) * factors)
 
     value, gradients = loss_and_gradients(layer, loss, x, mode)
