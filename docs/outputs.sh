@@ -4,7 +4,6 @@
 # `pip install phonetisaurus`:
 #   bash docs/outputs.sh | tee outputs.txt && mv outputs.txt docs/
 cd "$(dirname "$0")/.." || exit
-export PYTHONPATH=tests
 
 run() {
     echo "\$ ${label:-$*}"
@@ -24,7 +23,7 @@ grep -vxE 'python compare.py|.*(HOST|WORD).*' <<<"$commands" | awk '!seen[$0]++'
     done
 cp results/attention.png results/pronounce.png docs/
 # The changes of "Try it", each in a copy of the scripts.
-python -c 'import test_readme; test_readme.write_changes("changed")' |
+python docs/try_it.py changed |
     while IFS=$'\t' read -r folder label; do
         # shellcheck disable=SC2086 # several words
         (cd "$folder" && label=$label run ${label%% #*})

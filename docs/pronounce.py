@@ -118,7 +118,8 @@ def train(model, words, epochs, rng):
         batches, losses = draw_batches(words, rng), []
         bar = progress_bar(len(batches), "step", ["loss"])
         for x, y in batches:
-            loss, *_ = model.train_on_batch((x, y), [np.eye(SYMBOLS)[y]] * MODELS)
+            targets = [np.eye(SYMBOLS)[y]] * MODELS
+            loss = model.train_on_batch((x, y), targets, return_dict=True)["loss"]
             losses.append(loss / MODELS)
             bar.add(1, [("loss", np.mean(losses))])
         print(f"Epoch {epoch + 1}: loss {np.mean(losses):.4f}", flush=True)
@@ -144,7 +145,7 @@ class BeamSearch(keras.Model):
 
         def step(t, x, s, log_p, ids, ended):
             y, s, _ = zip(*(d.step(*args) for d, *args in zip(self.decoders, x, s, memory)))
-            p = ops.where(ended[:, None], ops.one_hot(END, SYMBOLS), sum(y) / MODELS)  # (B k, o)
+            p = ops.where(ended[:, None], ops.one_hot(END, SYMBOLS), sum(y) / len(y))  # (B k, o)
             log_p = log_p[:, :, None] + ops.reshape(ops.log(p + 1e-30), (B, k, SYMBOLS))
             log_p, best = ops.top_k(ops.reshape(log_p, (B, k * SYMBOLS)), k)  # (B, k)
             rows = ops.ravel(best // SYMBOLS + k * ops.arange(B)[:, None])  # the beams that go on,

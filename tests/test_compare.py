@@ -1,16 +1,19 @@
 """compare.py as a user runs it: what it prints, keeps and draws; stopped, resumed, on a cluster."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
 import re
-import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
+import distributed
 import numpy as np
 import pytest
 
@@ -29,64 +32,46 @@ for setting, number in SMALL.items():
     FLAGS += ["--" + setting.replace("_", "-"), str(number)]
 
 
-PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+def run_here(output, *flags):
+    """Runs main in this process, where all is compiled already; returns what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        compare.main([*FLAGS, "--output", str(output), *map(str, flags)])
+    return stdout.getvalue()
 
 
-def start(output, *flags, script=(SCRIPT,), **kwargs):
-    """Starts the script in a process group of its own, as a shell does."""
-    command = [sys.executable, *script, *FLAGS, "--output", output, *flags]
-    return subprocess.Popen(command, **PIPES, start_new_session=True, **kwargs)
+def start(*command, **kwargs):
+    """Starts Python in a process group of its own, as a shell does."""
+    pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
+    command = [sys.executable, *command]
+    return subprocess.Popen(command, **pipes, text=True, start_new_session=True, **kwargs)
 
 
-def finish(process):
-    """Waits for it; returns its exit status, output and error output."""
-    stdout, stderr = process.communicate(timeout=200)
+def finish(process, line=""):
+    """Sends a line, and waits; returns exit status, output and error output."""
+    stdout, stderr = process.communicate(line, timeout=200)
     return process.returncode, stdout, stderr
 
 
-@pytest.fixture
-def run_here(capsys):
-    """Runs main in this process, where all is compiled already; returns what it prints."""
-
-    def run(output, *flags):
-        capsys.readouterr()
-        compare.main([*FLAGS, "--output", str(output), *map(str, flags)])
-        return capsys.readouterr().out
-
-    return run
-
-
 def repeats_in(output):
-    """The lines of the file of repeats, from the first to the last."""
-    return [json.loads(line) for line in (output / "repeats.jsonl").read_text().splitlines()]
+    """The lines of the file of repeats: {(name, seed): repeat}."""
+    lines = (output / "repeats.jsonl").read_text().splitlines()
+    repeats = {(line["model"], line["seed"]): line for line in map(json.loads, lines)}
+    assert len(repeats) == len(lines)
+    return repeats
 
 
 def determined(output, stdout):
     """What the seeds determine, all but seconds and paths: what was printed, and the lines."""
     stdout = re.sub(r"(\d{3}) +[\d.]+$", r"\1", stdout, flags=re.MULTILINE)  # behind the weights
-    repeats = {
-        (repeat["model"], repeat["seed"]): {**repeat, "seconds": None}
-        for repeat in repeats_in(output)
-        if repeat["seed"] in SEEDS
-    }
+    repeats = {key: {**repeat, "seconds": None} for key, repeat in repeats_in(output).items()}
     return stdout.replace(str(output), "OUTPUT"), repeats
-
-
-def wait_until(condition, process):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """A run by two threads, beside another of other seeds: their folder and what the first said."""
+    """A run by two threads: its folder and what it printed."""
     output = tmp_path_factory.mktemp("unbroken") / "deep" / "results"
-    process, other = start(output, "--jobs", "2"), start(output, "--seed", str(SEEDS.stop))
-    (status, stdout, stderr), (other_status, *_) = finish(process), finish(other)
-    assert (status, other_status) == (0, 0), stderr
-    return output, stdout
+    return output, run_here(output, "--jobs", 2)
 
 
 # What it prints, keeps and draws
@@ -95,10 +80,13 @@ def unbroken(tmp_path_factory):
 def test_it_prints_the_articles_lines_and_nothing_else(unbroken):
     stdout, repeats = determined(*unbroken)
     *models, statistics, written = stdout.split("\n\n")
+    means = []
     for lines, (name, title) in zip(models, compare.TITLES.items(), strict=True):
         accuracies = [repeats[name, seed]["accuracy"] for seed in SEEDS]
-        mean = f"Mean Accuracy: {np.mean(accuracies):.2f}%"
-        assert lines.splitlines() == [title, *(str(round(a, 2)) for a in accuracies), mean]
+        means.append(np.mean(accuracies))
+        numbers = [str(round(accuracy, 2)) for accuracy in accuracies]
+        assert lines.splitlines() == [title, *numbers, f"Mean Accuracy: {means[-1]:.2f}%"]
+    assert means[0] < 50 and means[1] > 90  # what attention does
     assert statistics.startswith("Accuracy in %")
     assert written == "Written: OUTPUT/repeats.jsonl, OUTPUT/comparison.png\n"
 
@@ -129,8 +117,8 @@ def test_each_training_is_a_line_of_what_a_plain_loop_gives(unbroken):
     output, _ = unbroken
     assert {path.name for path in output.iterdir()} == {"repeats.jsonl", "comparison.png"}
     assert (output / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    repeats = {(repeat["model"], repeat["seed"]): repeat for repeat in repeats_in(output)}
-    assert repeats.keys() == {(name, seed) for name in compare.MODELS for seed in range(7, 15)}
+    repeats = repeats_in(output)
+    assert repeats.keys() == {(name, seed) for name in compare.MODELS for seed in SEEDS}
     for name, make_model in compare.MODELS.items():
         keras.utils.set_random_seed(9)
         model, rng = make_model(2, 6, 5), np.random.default_rng(9)
@@ -146,11 +134,11 @@ def test_each_training_is_a_line_of_what_a_plain_loop_gives(unbroken):
         }
 
 
-def test_a_bar_shows_the_means_on_a_terminal(tmp_path, run_here, monkeypatch):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+def test_a_bar_shows_the_means_in_a_notebook(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     stdout = run_here(tmp_path, "--n-repeats", 1)
     first, second = (
-        f"{repeat['model']}: {repeat['accuracy']:.4f}" for repeat in repeats_in(tmp_path)
+        f"{name}: {repeat['accuracy']:.4f}" for (name, _), repeat in repeats_in(tmp_path).items()
     )
     assert "0/2" in stdout and re.search(rf"2/2.*({first} - {second}|{second} - {first})", stdout)
 
@@ -172,9 +160,8 @@ def test_train_evaluate_model_as_the_article_calls_it():
 
 
 @pytest.mark.parametrize("jobs", [1, 16])
-def test_any_number_of_jobs_gives_the_same(jobs, unbroken, tmp_path, run_here):
-    stdout = run_here(tmp_path, "--jobs", jobs)
-    assert determined(tmp_path, stdout) == determined(*unbroken)
+def test_any_number_of_jobs_gives_the_same(jobs, unbroken, tmp_path):
+    assert determined(tmp_path, run_here(tmp_path, "--jobs", jobs)) == determined(*unbroken)
     assert int(os.environ["TF_NUM_INTRAOP_THREADS"]) == min(jobs, 2 * len(SEEDS))
 
 
@@ -188,26 +175,35 @@ with LocalCluster(n_workers=1, threads_per_worker=2, **kwargs) as cluster:
 """
 
 
-def test_a_dask_cluster_gives_the_same(unbroken, tmp_path):
-    """One whose folder is another."""
-    command = [sys.executable, "-c", CLUSTER]
-    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, **PIPES) as cluster:
+def test_a_dask_cluster_gives_the_same_to_the_script_and_to_a_notebook(unbroken, tmp_path):
+    """A cluster whose folder is another: it is sent the scripts."""
+    with start("-c", CLUSTER, cwd=tmp_path) as cluster:
         address = cluster.stdout.readline().strip()
-        status, stdout, stderr = finish(start(tmp_path, "--scheduler", address))
+        flags = [*FLAGS, "--output", tmp_path, "--scheduler", address]
+        status, stdout, stderr = finish(start(SCRIPT, *flags))
         assert status == 0, stderr
         assert determined(tmp_path, stdout) == determined(*unbroken)
-        transitions, _ = cluster.communicate("\n", timeout=60)
+        run_here(tmp_path / "notebook", "--n-repeats", 1, "--scheduler", address)
+        distributed.default_client().close()
+        _, transitions, _ = finish(cluster, "\n")
         assert int(transitions) > 0
 
 
 # Runs that end early
 
 
-def listen_to_ctrl_c():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in the background
+def test_ctrl_c_ends_it_at_once_while_it_compiles(tmp_path):
+    def listen_to_ctrl_c():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in the background
 
-
-def assert_ctrl_c_ends(process):
+    output, deadline = tmp_path / "results", time.monotonic() + 100
+    slow = ["--n-units", "300", "--n-timesteps-in", "10"]  # takes many seconds to compile
+    process = start(SCRIPT, *slow, "--output", output, preexec_fn=listen_to_ctrl_c)
+    while not output.exists():  # it imports
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.005)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
     before = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     status, stdout, stderr = finish(process)
@@ -215,41 +211,28 @@ def assert_ctrl_c_ends(process):
     assert time.monotonic() - before < 2
 
 
-def test_ctrl_c_ends_it_at_once_while_it_compiles(tmp_path):
-    output = tmp_path / "results"
-    slow = ["--n-units", "300", "--n-timesteps-in", "10"]  # takes many seconds to compile
-    process = start(output, *slow, preexec_fn=listen_to_ctrl_c)
-    wait_until(output.exists, process)  # it has imported
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(2)
-    assert_ctrl_c_ends(process)
-
-
-def test_stopped_and_resumed_equals_unbroken(unbroken, tmp_path, run_here):
+def test_stopped_and_resumed_equals_unbroken(unbroken, tmp_path):
     """Resumed twice: the second time, nothing is left to do."""
     output = tmp_path / "résultats"  # few encodings have it
     path, picture = output / "repeats.jsonl", output / "comparison.png"
-    process = start(output, "--jobs", "2", preexec_fn=listen_to_ctrl_c)
-    wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") > 2, process)
-    assert_ctrl_c_ends(process)
-    finished = path.read_text()
-    assert finished.count("\n") < 2 * len(SEEDS)
-    torn = '{"model": "baseline", "seed": 7, "accu'
-    path.write_text(finished + torn)  # stopped while writing
-
+    output.mkdir()
+    *finished, torn, _ = (unbroken[0] / path.name).read_text().splitlines(keepends=True)[:5]
+    path.write_text("".join(finished) + torn[:40])  # it was killed while it wrote
+    stopped = path.read_text() + "\n"
     for jobs in (1, 2):
         stdout = run_here(output, "--resume", "--jobs", jobs)
         lines = path.read_text()
-        assert lines.startswith(finished + torn + "\n")  # these were not run again
+        assert lines.startswith(stopped)  # these were not run again
         assert lines.count("\n") == 2 * len(SEEDS) + 1
         picture.unlink()  # fails if it was not drawn
-    path.write_text(lines.replace(torn + "\n", ""))
+    path.write_text(lines.replace(torn[:40] + "\n", ""))
     assert determined(output, stdout) == determined(*unbroken)
 
 
-def test_resume_takes_the_last_lines_of_the_same_settings_alone(unbroken, tmp_path, run_here):
-    path = pathlib.Path(shutil.copy(unbroken[0] / "repeats.jsonl", tmp_path))
-    before = path.read_text()
+def test_resume_takes_the_last_lines_of_the_same_settings_alone(unbroken, tmp_path):
+    path = tmp_path / "repeats.jsonl"
+    before = (unbroken[0] / path.name).read_text()
+    path.write_text(before)
     for n_repeats in (1, 2, 1):
         run_here(tmp_path, "--resume", "--n-repeats", n_repeats, "--n-eval", 29)
     added = path.read_text().removeprefix(before)
@@ -265,39 +248,43 @@ def test_resume_takes_the_last_lines_of_the_same_settings_alone(unbroken, tmp_pa
         assert (repeat["accuracy"] > 100) == (seed != 7)
 
 
-def test_what_cannot_be_saved_ends_the_run_with_status_1(unbroken, tmp_path):
-    """A full disk, here a limit on the size of a file: the lines before stay whole."""
-    longest = max(map(len, (unbroken[0] / "repeats.jsonl").read_text().splitlines()))
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(3.5 * longest), int(3.5 * longest)))
-
-    status, stdout, stderr = finish(start(tmp_path, preexec_fn=limit))
-    assert (status, stdout) == (1, "")
-    assert f"3 of 8 trainings are saved in {tmp_path}/repeats.jsonl" in stderr
-    assert stderr.endswith("OSError: [Errno 27] File too large\n")
-    assert stderr.count("Traceback") == 1
-    assert len(compare.read_repeats(tmp_path / "repeats.jsonl", SMALL)) == 3
-
-
-FAILING = """
-import runpy, time, baseline
-def fail(model, *args):
-    if model.name == "attention":
-        raise MemoryError("full")
-    time.sleep(1000)
-baseline.evaluate = fail
+# From the fifth on, trainings never end; those before learn nothing, at once.
+ENDLESS = """
+import itertools, resource, runpy, signal, sys, time, baseline, numpy
+calls = itertools.count()
+def train(model, X, y):
+    if next(calls) >= 4:
+        time.sleep(1000)
+    return numpy.random.random(len(X))
+baseline.train, baseline.compile_updates = train, lambda *args: None
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, [int(sys.argv.pop(1))] * 2)
 runpy.run_path("compare.py", run_name="__main__")
 """
 
 
-def test_a_training_that_fails_ends_the_others_and_is_told_once(tmp_path):
-    process = start(tmp_path, "--jobs", "2", script=["-c", FAILING], cwd=SCRIPT.parent)
+def test_what_cannot_be_saved_ends_the_script_with_status_1_and_is_told_once(unbroken, tmp_path):
+    """A full disk, here a limit on the size of a file: the lines before stay whole."""
+    path = tmp_path / "repeats.jsonl"
+    limit = 3.5 * max(map(len, (unbroken[0] / path.name).read_text().splitlines()))
+    flags = [*FLAGS, "--jobs", "2", "--output", tmp_path]
+    process = start("-c", ENDLESS, str(int(limit)), *flags, cwd=SCRIPT.parent)
     status, stdout, stderr = finish(process)
-    assert (status, stdout) == (1, "")
-    assert stderr.count("MemoryError: full") == 1
-    assert "0 of 8 trainings are saved" in stderr
+    assert (status, stdout, stderr.count("Traceback")) == (1, "", 1), stderr
+    assert f"\n3 of 8 trainings are saved in {path}" in stderr
+    assert stderr.endswith("OSError: [Errno 27] File too large\n")
+    assert len(compare.read_repeats(path, SMALL)) == 3
+
+
+def test_a_training_that_fails_in_a_notebook_cancels_those_to_come(tmp_path, monkeypatch, capsys):
+    executor, failing = ThreadPoolExecutor(1), mock.Mock(side_effect=MemoryError)
+    monkeypatch.setattr(compare, "threads", lambda jobs: executor)
+    monkeypatch.setattr(compare, "train_evaluate_model", failing)
+    with pytest.raises(MemoryError):
+        run_here(tmp_path)
+    executor.shutdown()  # when all that runs has ended
+    assert failing.call_count < 4
+    assert "\n0 of 8 trainings are saved" in capsys.readouterr().err
 
 
 # Flags

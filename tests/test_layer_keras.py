@@ -19,7 +19,7 @@ import attention_decoder
 from attention_decoder import AttentionDecoder
 from oracle import (
     BACKEND, IDS, MASK, NAMES, ROOT, SYMBOLS, as_numpy, assert_close, double, numpy_decoder,
-    only_tensorflow, only_torch, random_input, random_layer,
+    only_torch, random_input, random_layer,
 )  # fmt: skip
 
 if BACKEND == "torch":
@@ -64,16 +64,6 @@ def test_padding_gets_no_score_and_every_output_step_counts_in_the_loss(given, t
     p = np.take_along_axis(y, IDS[:, :5, None], axis=2)
     loss = model.evaluate(SYMBOLS, IDS[:, :5], verbose=0)
     assert loss == pytest.approx(-np.log(p).mean(), rel=1e-4)
-
-
-def test_time_distributed_decodes_each_window_by_itself():
-    layer, _ = random_layer()
-    windows = keras.Input((2, 4, 6))
-    model = keras.Model(windows, keras.layers.TimeDistributed(layer)(windows))
-    assert model.output_shape == (None, 2, 4, 5)
-    y = model.predict(np.stack([X, 2 * X], axis=1), verbose=0)
-    for i in range(2):
-        assert_close(y[:, i], layer((i + 1) * X))
 
 
 class Subclassed(keras.Model):
@@ -277,26 +267,6 @@ def peak(B):
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 before = peak(1)
 assert peak(32) - before < 280
-""")
-
-
-@only_tensorflow
-def test_it_trains_on_two_devices():
-    in_a_process_of_its_own("""
-import keras, numpy as np, tensorflow as tf
-from attention_decoder import AttentionDecoder
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-assert strategy.num_replicas_in_sync == 2
-with strategy.scope():
-    inputs = keras.Input((4, 6))
-    model = keras.Model(inputs, AttentionDecoder(7, 5)(inputs))
-    model.compile(keras.optimizers.SGD(1.0), "categorical_crossentropy")
-rng = np.random.default_rng(0)
-x, y = rng.normal(size=(16, 4, 6)), np.eye(5)[rng.integers(5, size=(16, 4))]
-losses = model.fit(x, y, batch_size=8, epochs=10, verbose=0).history["loss"]
-assert losses[-1] < 0.95 * losses[0], losses
 """)
 
 

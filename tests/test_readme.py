@@ -1,52 +1,32 @@
 """READMEs and manuals: what they say is run, looked up beside its command, or compared."""
 
-import pathlib
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
+from try_it import BLOCK, COMMAND, ROOT, change, label, questions
 
-from attention import attention_model
+import compare
+import keras
 
-ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ["README.md", "docs/README.zh.md", "docs/layer.md", "docs/layer.zh.md"]
 TEXTS = [(ROOT / name).read_text(encoding="utf-8") for name in NAMES]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [BLOCK.findall(text) for text in TEXTS]
-COMMAND = re.compile(r"`(python [a-z/_]+\.py[^`]*)`")
 
 
 # What runs
 
 
-def test_two_commands_do_all_the_set_up():
-    """.ci/run runs them as they stand."""
-    set_up = "python3 -m venv .venv && . .venv/bin/activate && pip install -r "
-    assert [block for kind, block in BLOCKS[0] if kind == "bash"] == [
-        f"{set_up}requirements.txt && python compare.py\n",
-        f"{set_up}tests/requirements.txt && python -m pytest\n",
-    ]
-    requirements = (ROOT / "tests" / "requirements.txt").read_text()
-    assert requirements.startswith("-r ../requirements.txt\n")
-
-
-(OWN_SEQUENCE,) = [b for kind, b in BLOCKS[0] if kind == "python" and "attention.keras" in b]
-
-
-def test_a_kept_model_takes_a_sequence_of_ones_own(tmp_path, monkeypatch, capsys):
-    (tmp_path / "results").mkdir()
-    attention_model(5, 50).save(tmp_path / "results" / "attention.keras")
-    monkeypatch.chdir(tmp_path)
-    exec(OWN_SEQUENCE, {})
-    (decoded,) = eval(capsys.readouterr().out.splitlines()[-1])
-    assert len(decoded) == 5
-
-
 def test_python_blocks_run_as_pasted_one_after_the_other(tmp_path):
-    shutil.copy(ROOT / "attention_decoder.py", tmp_path)  # the one file that users copy
-    blocks = [b for kind, b in BLOCKS[0] + BLOCKS[2] if kind == "python" and b != OWN_SEQUENCE]
+    for name in ("attention_decoder.py", "data_prep.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "results").mkdir()
+    compare.MODELS["attention"](5, 50).save(tmp_path / "results" / "attention.keras")
+    blocks = [block for kind, block in BLOCKS[0] + BLOCKS[2] if kind == "python"]
     (tmp_path / "example.py").write_text("\n".join(blocks), encoding="utf-8")
     command = [sys.executable, "example.py"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -63,6 +43,7 @@ def test_python_blocks_run_as_pasted_one_after_the_other(tmp_path):
 
     # What is printed, and whether its groups are right
     for printed, is_right in [
+        (r"^\[\[(\d+(?:, \d+){4})\]\]$", lambda decoded: True),  # a sequence of one's own
         (r"(\S+) % right", lambda right: float(right) >= 95),
         (r"^Loss: (\S+)$", lambda loss: float(loss) < 0.1),
         (r" acc: (\S+) .*weighted_acc: (\S+)", lambda acc, weighted: acc != weighted),
@@ -101,75 +82,30 @@ def test_manual_and_layer_claim_the_same_oldest_keras():
     assert f"Keras {claim} or later" in TEXTS[0] and f"Keras {claim} or later" in TEXTS[2]
 
 
-# "Try it": questions, each with commands to run and an answer; or first with changes of scripts:
-#
-# ```diff
-# # attention.py
-# -    an old line, which the script has once
-# +    what to put in its place
-# ```
-
-
-def questions():
-    """Returns [(diff blocks, commands, answer)] of the English README's questions."""
-    section = re.search(r"^## Try it\n(.*?)^## ", TEXTS[0], re.DOTALL | re.MULTILINE)[1]
-    found = []
-    for part in section.split("</details>")[:-1]:
-        question, answer = part.split("<details>")
-        diffs = [block for kind, block in BLOCK.findall(question) if kind == "diff"]
-        found.append((diffs, COMMAND.findall(BLOCK.sub("", question)), answer))
-    return found
-
-
-def change(folder, diffs):
-    """Copies the scripts to a new folder and makes the changes there."""
-    folder.mkdir(parents=True)
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, folder)
-    for diff in diffs:
-        path = folder / diff.splitlines()[0].removeprefix("# ")
-        text = path.read_text(encoding="utf-8")
-        for pair in re.findall(r"^((?:-.*\n)+)((?:\+.*\n)*)", diff, re.MULTILINE):
-            old, new = (re.sub(r"^[-+]", "", lines, flags=re.MULTILINE) for lines in pair)
-            assert text.count(old) == 1, f"{path.name} must have this once:\n{old}"
-            text = text.replace(old, new)
-        path.write_text(text, encoding="utf-8")
-
-
-def label(command, diffs):
-    """What stands for a command in docs/outputs.txt: itself, and the lines that were put in."""
-    lines = [line for diff in diffs for line in re.findall(r"^\+ *(.*)", diff, re.MULTILINE)]
-    return " # ".join([command, *lines])
-
-
-def write_changes(folder):
-    """For docs/outputs.sh: the changed scripts, and a line for each of their commands."""
-    for number, (diffs, commands, _) in enumerate(questions()):
-        if diffs:
-            change(pathlib.Path(folder, str(number)), diffs)
-            for command in commands:
-                print(folder, number, sep="/", end=f"\t{label(command, diffs)}\n")
-
-
 CHANGES = [(diffs, command) for diffs, commands, _ in questions() if diffs for command in commands]
-SMALLER = {"attention": {"get_pairs(5000,": "get_pairs(20,", "=150": "=5"}}
-SMALLER["baseline"] = {**SMALLER["attention"], "jit_compile=True": "jit_compile=False"}
+SMALLER = {"attention.py": {"get_pairs(5000,": "get_pairs(20,", "=150": "=5"}}
+SMALLER["baseline.py"] = {**SMALLER["attention.py"], "jit_compile=True": "jit_compile=False"}
 
 
 @pytest.mark.parametrize("number", range(max(len(CHANGES), 2)))  # there are two or more
-def test_a_change_to_try_fits_the_script_and_runs(number, tmp_path):
+def test_a_change_to_try_fits_the_script_and_runs(number, tmp_path, monkeypatch, capsys):
     diffs, command = CHANGES[number]
     folder = tmp_path / "changed"
     change(folder, diffs)
-    for path in (folder / "baseline.py", folder / "attention.py"):
-        text = path.read_text(encoding="utf-8")
-        for large, small in SMALLER[path.stem].items():
-            assert large in text, f"{path.name} has no {large} to make smaller"
+    for name, replacements in SMALLER.items():
+        text = (folder / name).read_text(encoding="utf-8")
+        for large, small in replacements.items():
+            assert large in text, f"{name} has no {large} to make smaller"
             text = text.replace(large, small)
-        path.write_text(text, encoding="utf-8")
-    command = [sys.executable, *command.split()[1:]]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert run.returncode == 0 and "Accuracy" in run.stdout, run.stderr
+        (folder / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    for path in folder.glob("*.py"):
+        monkeypatch.delitem(sys.modules, path.stem)
+    monkeypatch.setattr(sys, "argv", command.split()[1:])
+    with mock.patch.dict(keras.saving.get_custom_objects()):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    assert "Accuracy" in capsys.readouterr().out
 
 
 # Figures
