@@ -69,9 +69,8 @@ def test_bad_input_is_told(call, message):
 
 
 def test_the_script_prints_a_sequence_its_vectors_and_a_pair():
-    command = [sys.executable, data_prep.__file__]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    sequence, *vectors, decoded, shapes, pair = run.stdout.splitlines()
+    printed = subprocess.check_output([sys.executable, data_prep.__file__], text=True)
+    sequence, *vectors, decoded, shapes, pair = printed.splitlines()
     assert len(eval(sequence)) == 5 and decoded == sequence
     rows = [row.split() for row in "".join(vectors).strip("[]").split("] [")]
     assert rows == [["1" if i == value else "0" for i in range(50)] for value in eval(sequence)]

@@ -66,6 +66,7 @@ def test_weights_of_the_original_give_its_numbers_and_gradients(name, unroll, mo
     units, output_dim, D, T, B = data["cfg"]
     layer, _ = random_layer(D, units, output_dim, unroll=unroll)
     layer.set_weights([data[f"w_{name}"] for name in NAMES])
+    assert [variable.name for variable in layer.variables] == NAMES
 
     def loss(layer, x):
         y = layer(x, training=True)  # as in training: the scores are computed again
