@@ -64,8 +64,8 @@ def numpy_decoder(
     """Returns outputs and scores for h (B, Tin, D) and weights w, with what layer and call take.
 
     Written from the equations alone, one sample and one input step at a time, in float64. `kept`,
-    in place of dropout, are factors of x_t (B, m) and of c_t (B, D). What `o` and the
-    arguments behind it change in the numbers, w and `kept` already hold.
+    in place of dropout, are factors of x_t (B, m) and of c_t (B, D). `o` and the arguments behind
+    it are not used, as w and `kept` hold what they change; one that changes more goes before them.
     """
     f = {name: FUNCTIONS.get(name, name) for name in (activation, output_activation, feedback)}
     B, T_in, D = h.shape

@@ -1,5 +1,6 @@
 """The problem's data: meaning, shapes, reproducibility and bad input."""
 
+import re
 import subprocess
 import sys
 
@@ -42,29 +43,29 @@ def test_pairs_are_the_same_drawn_one_by_one():
         np.testing.assert_array_equal(np.concatenate(one_by_one), at_once)
 
 
-INTEGERS = r"sequence must hold integers from 0 to 1, got "
+INTEGERS = "sequence must hold integers from 0 to 1, got "
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: one_hot_encode([1, 2], 2), INTEGERS + r"\[1, 2\]"),
-        (lambda: one_hot_encode([-1, 1], 2), INTEGERS + r"\[-1, 1\]"),
-        (lambda: one_hot_encode([[True, False]], 2), INTEGERS + r"\[\[True, False\]\]"),
-        (lambda: one_hot_encode([0.5, 1.0], 2), INTEGERS + r"\[0.5, 1.0\]"),
-        (lambda: one_hot_encode([1, float("nan")], 2), INTEGERS + r"\[1, nan\]"),
-        (lambda: one_hot_encode([1, float("inf")], 2), INTEGERS + r"\[1, inf\]"),
-        (lambda: one_hot_encode([], 2), INTEGERS + r"\[\]"),
-        (lambda: one_hot_encode(["1", "0"], 2), INTEGERS + r"\['1', '0'\]"),
-        (lambda: one_hot_encode([None], 2), INTEGERS + r"\[None\]"),
-        (lambda: get_pair(5, 6, 50), r"n_out must be an integer from 1 to n_in \(5\), got 6"),
-        (lambda: get_pairs(7, 5, 0, 50), r"n_out must be an integer from 1 to n_in \(5\), got 0"),
-        (lambda: get_pairs(7, 5, 2.5, 50), "n_out must be an integer from 1 .*, got 2.5"),
+        (lambda: one_hot_encode([1, 2], 2), INTEGERS + "[1, 2]"),
+        (lambda: one_hot_encode([-1, 1], 2), INTEGERS + "[-1, 1]"),
+        (lambda: one_hot_encode([[True, False]], 2), INTEGERS + "[[True, False]]"),
+        (lambda: one_hot_encode([0.5, 1.0], 2), INTEGERS + "[0.5, 1.0]"),
+        (lambda: one_hot_encode([1, float("nan")], 2), INTEGERS + "[1, nan]"),
+        (lambda: one_hot_encode([1, float("inf")], 2), INTEGERS + "[1, inf]"),
+        (lambda: one_hot_encode([], 2), INTEGERS + "[]"),
+        (lambda: one_hot_encode(["1", "0"], 2), INTEGERS + "['1', '0']"),
+        (lambda: one_hot_encode([None], 2), INTEGERS + "[None]"),
+        (lambda: get_pair(5, 6, 50), "n_out must be an integer from 1 to n_in (5), got 6"),
+        (lambda: get_pairs(7, 5, 0, 50), "n_out must be an integer from 1 to n_in (5), got 0"),
+        (lambda: get_pairs(7, 5, 2.5, 50), "n_out must be an integer from 1 to n_in (5), got 2.5"),
         (lambda: get_pairs(0, 5, 2, 50), "n_pairs must be at least 1, got 0"),
     ],
 )
 def test_bad_input_is_told(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         call()
 
 

@@ -54,12 +54,14 @@ def loss_and_gradients(layer, loss, x, mode=MODES[0]):
 
 # The original's numbers
 
-SMALL, MIDDLE, LONG = "u4_o3_d5_t6_b2", "u7_o11_d13_t9_b5", "u16_o5_d12_t40_b2"
-
 
 @pytest.mark.parametrize(
     "name, unroll, mode",
-    [(SMALL, True, MODES[-1]), (MIDDLE, False, MODES[0]), (LONG, False, MODES[-1])],
+    [
+        ("u4_o3_d5_t6_b2", True, MODES[-1]),
+        ("u7_o11_d13_t9_b5", False, MODES[0]),
+        ("u16_o5_d12_t40_b2", False, MODES[-1]),
+    ],
 )
 def test_weights_of_the_original_give_its_numbers_and_gradients(name, unroll, mode):
     data = np.load(ROOT / "tests" / "data" / f"decoder_{name}.npz")
@@ -88,7 +90,8 @@ VECTORS, STATE = random_input(T=6, D=5, seed=2), random_input(T=7, seed=5)[:, :,
 HIDDEN = np.where(IDS == IDS[:, :1], -1, IDS)  # the first symbol of each row, wherever it stands
 LOGITS = {"output_activation": "linear"}
 DROPOUT = {"dropout": 0.4, "seed": 8}
-# What a user does: the arguments of the layer, those of the call. A new one is a row here.
+# What a user does: the arguments of the layer, those of the call. A new one is a row here, and an
+# argument of numpy_decoder.
 CASES = {
     "as many steps as it reads": ({}, {}),
     "more steps": ({"output_length": 9}, {}),

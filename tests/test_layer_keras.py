@@ -105,8 +105,10 @@ def test_no_argument_is_lost_when_a_layer_is_saved():
     assert EVERYTHING.keys() >= arguments
     config = AttentionDecoder(**EVERYTHING).get_config()
     assert config.keys() == EVERYTHING.keys() and json.loads(json.dumps(config)) == config
+    plain = {key: value for key, value in EVERYTHING.items() if isinstance(value, (int, float))}
+    assert plain.items() <= config.items()
     default = AttentionDecoder(np.int64(1), np.uint8(1)).get_config()
-    assert all(config[key] != default[key] for key in config)
+    assert all(config[key] != default[key] for key in config) and json.dumps(default)
     initializers = [default[f"{kind}_initializer"]["class_name"] for kind in KINDS]
     assert initializers == ["GlorotUniform", "Orthogonal", "Zeros"]  # as in the paper
     again = AttentionDecoder.from_config(config)
@@ -176,7 +178,7 @@ def test_a_call_leaves_the_names_of_later_layers_as_they_were():
     [(None, None), (3, None), (None, IDS), (3, IDS), (3, random_input(D=5))],
 )
 @pytest.mark.parametrize("dtype, tolerance", [("mixed_float16", 0.02), ("mixed_bfloat16", 0.1)])
-def test_each_precision_gives_the_numbers_that_it_can(dtype, tolerance, embedding_dim, targets):
+def test_mixed_precision_gives_the_numbers_that_it_can(dtype, tolerance, embedding_dim, targets):
     layer, w = random_layer(embedding_dim=embedding_dim, feedback="softmax", dtype=dtype)
     expected = numpy_decoder(w, X, targets, MASK, feedback="softmax")
     called = layer(X, targets, MASK, return_attention_scores=True)

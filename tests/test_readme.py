@@ -13,9 +13,10 @@ from try_it import BLOCK, COMMAND, ROOT, change, label, questions
 import compare
 import keras
 
-NAMES = ["README.md", "docs/README.zh.md", "docs/layer.md", "docs/layer.zh.md"]
-TEXTS = [(ROOT / name).read_text(encoding="utf-8") for name in NAMES]
-BLOCKS = [BLOCK.findall(text) for text in TEXTS]
+CHINESE = {"README.md": "docs/README.zh.md", "docs/layer.md": "docs/layer.zh.md"}
+NAMES = [*CHINESE, *CHINESE.values()]
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
+BLOCKS = {name: BLOCK.findall(text) for name, text in TEXTS.items()}
 
 
 # What runs
@@ -26,7 +27,8 @@ def test_python_blocks_run_as_pasted_one_after_the_other(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "results").mkdir()
     compare.MODELS["attention"](5, 50).save(tmp_path / "results" / "attention.keras")
-    blocks = [block for kind, block in BLOCKS[0] + BLOCKS[2] if kind == "python"]
+    blocks = BLOCKS["README.md"] + BLOCKS["docs/layer.md"]
+    blocks = [block for kind, block in blocks if kind == "python"]
     (tmp_path / "example.py").write_text("\n".join(blocks), encoding="utf-8")
     command = [sys.executable, "example.py"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -64,7 +66,7 @@ def test_python_blocks_run_as_pasted_one_after_the_other(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_files_flags_and_functions_exist(name):
-    text = TEXTS[NAMES.index(name)]
+    text = TEXTS[name]
     for command in COMMAND.findall(text):
         script = (ROOT / command.split()[1]).read_text(encoding="utf-8")
         for flag in re.findall(r"--[\w-]+", command):
@@ -79,17 +81,17 @@ def test_commands_files_flags_and_functions_exist(name):
 def test_manual_and_layer_claim_the_same_oldest_keras():
     layer = (ROOT / "attention_decoder.py").read_text(encoding="utf-8")
     (claim,) = re.findall(r"Keras \((3\.\d+) or later\)", layer)
-    assert f"Keras {claim} or later" in TEXTS[0] and f"Keras {claim} or later" in TEXTS[2]
+    assert all(f"Keras {claim} or later" in TEXTS[name] for name in CHINESE)
 
 
-CHANGES = [(diffs, command) for diffs, commands, _ in questions() if diffs for command in commands]
+TO_TRY = [(diffs, command) for diffs, commands, _ in questions() if diffs for command in commands]
+assert len(TO_TRY) > 1
 SMALLER = {"attention.py": {"get_pairs(5000,": "get_pairs(20,", "=150": "=5"}}
 SMALLER["baseline.py"] = {**SMALLER["attention.py"], "jit_compile=True": "jit_compile=False"}
 
 
-@pytest.mark.parametrize("number", range(max(len(CHANGES), 2)))  # there are two or more
-def test_a_change_to_try_fits_the_script_and_runs(number, tmp_path, monkeypatch, capsys):
-    diffs, command = CHANGES[number]
+@pytest.mark.parametrize(("diffs", "command"), TO_TRY, ids=[label(c, d) for d, c in TO_TRY])
+def test_a_change_to_try_fits_the_script_and_runs(diffs, command, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "changed"
     change(folder, diffs)
     for name, replacements in SMALLER.items():
@@ -138,7 +140,7 @@ def missing(text, commands):
 
 def test_every_figure_was_printed_by_the_command_beside_it():
     """That of its line or table; else those of its section, else the README's first."""
-    text = TEXTS[0] + TEXTS[2]
+    text = TEXTS["README.md"] + TEXTS["docs/layer.md"]
     for rounded in (
         f"{RUNS['python compare.py'][1]:.0f} seconds",
         f"{int(RUNS['du -sm .venv'][0].split()[0]) * 2**20 / 1e9:.1f} GB",
@@ -164,7 +166,8 @@ def test_every_answer_was_printed_by_the_commands_of_its_question():
 
 def test_every_output_shown_was_printed_by_the_command_before_it():
     command, shown = None, []
-    for inline, kind, block in re.findall(f"{COMMAND.pattern}|{BLOCK.pattern}", TEXTS[0], 24):
+    both = re.compile(f"{COMMAND.pattern}|{BLOCK.pattern}", BLOCK.flags)
+    for inline, kind, block in both.findall(TEXTS["README.md"]):
         if kind == "text":
             shown.append(command)
             printed = RUNS[command][0]
@@ -182,7 +185,7 @@ def test_every_output_shown_was_printed_by_the_command_before_it():
 
 def links(name):
     """The targets of a text's links, from the root, in order."""
-    targets = re.findall(r"\]\(([^)#]+)\)", BLOCK.sub("", TEXTS[NAMES.index(name)]))
+    targets = re.findall(r"\]\(([^)#]+)\)", BLOCK.sub("", TEXTS[name]))
     folder = (ROOT / name).parent
     return [
         target
@@ -192,16 +195,14 @@ def links(name):
     ]
 
 
-@pytest.mark.parametrize("first", [0, 2])
-def test_both_languages_have_the_same_blocks_links_numbers_code_words_and_rows(first):
-    for number, (a, b) in enumerate(zip(*BLOCKS[first : first + 2]), 1):
+@pytest.mark.parametrize("names", CHINESE.items())
+def test_both_languages_have_the_same_blocks_links_numbers_code_words_and_rows(names):
+    for number, (a, b) in enumerate(zip(*(BLOCKS[name] for name in names), strict=True), 1):
         assert a == b, f"code block {number} differs"
-    assert len(BLOCKS[first]) == len(BLOCKS[first + 1])
-    (to_chinese, *english), (to_english, *chinese) = map(links, NAMES[first : first + 2])
-    assert [to_english, to_chinese] == NAMES[first : first + 2]
-    originals = dict(zip(NAMES[1::2], NAMES[::2]))
-    assert english == [originals.get(target, target) for target in chinese]
-    texts = [re.sub(r"\]\([^)]*\)", "]", BLOCK.sub("", t)) for t in TEXTS[first : first + 2]]
+    (to_chinese, *english), (to_english, *chinese) = map(links, names)
+    assert names == (to_english, to_chinese)
+    assert [CHINESE.get(target, target) for target in english] == chinese
+    texts = [re.sub(r"\]\([^)]*\)", "]", BLOCK.sub("", TEXTS[name])) for name in names]
     sections = [re.split(r"^## .*$", text, flags=re.MULTILINE) for text in texts]
     for number, pair in enumerate(zip(*sections, strict=True)):
         for pattern in (r"\d+(?:[.,]\d+)*", r"`[^`]+`", r"^\||\|$"):

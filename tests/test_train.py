@@ -67,6 +67,12 @@ def model_with_a_layer_that_gets_no_gradient():
     return compiled(keras.Model(x, Dense(6, "softmax")(h)))
 
 
+def hashing_model():
+    x = keras.Input((2, 6))
+    h = layers.Hashing(5)(keras.ops.cast(x, "int32"))
+    return compiled(keras.Model(x, Dense(6, "softmax")(keras.ops.cast(h, "float32"))))
+
+
 @keras.saving.register_keras_serializable("test_train")
 class OwnStep(keras.Sequential):
     def train_step(self, data):
@@ -119,6 +125,7 @@ LEFT_TO_KERAS = {
     "a layer that gets no gradient": model_with_a_layer_that_gets_no_gradient,
     "an activation of one's own": lambda: model_of(Dense(5, activation=clip)),
     "a Lambda layer": lambda: model_of(layers.Lambda(lambda x: 2 * x)),
+    "what XLA cannot": hashing_model,
     "a train_step of one's own": lambda: compiled(OwnStep([Dense(6)]), loss="mse"),
     "a subclassed model": lambda: compiled(Subclassed(), loss="mse", metrics=["acc"]),
     "a loss of one's own": lambda: model_of(loss=mean_difference),
@@ -187,7 +194,6 @@ PAIRS = {
     "ids": (lambda: model_of(loss=SPARSE), X, IDS),
     "ids with a last axis of 1": (lambda: model_of(loss=SPARSE), X, IDS[..., None]),
     "lists": (model_of, X.tolist(), Y.tolist()),
-    # XLA cannot compile this loss.
     "ids for CTC": (lambda: model_of(loss=keras.losses.CTC()), X[:2], [[1, 2], [3, 1]]),
 }
 
@@ -195,13 +201,16 @@ PAIRS = {
 @pytest.mark.parametrize("pairs", PAIRS)
 def test_other_kinds_of_pairs_are_trained_as_by_keras(pairs):
     make_model, X, y = PAIRS[pairs]
-    assert_trained_as_by_keras(*twins(make_model), X, y)
+    model, twin = twins(make_model)
+    assert_trained_as_by_keras(model, twin, X, y)
+    is_compiled = compile_updates(model, np.asarray(X), np.asarray(y)) is not None
+    assert is_compiled or pairs == "ids for CTC"  # which XLA of TensorFlow 2.18 cannot
 
 
 BETWEEN_TRAININGS = {
     "the learning rate": lambda model: setattr(model.optimizer, "learning_rate", 0.1),
     "a training by Keras": lambda model: by_keras(model, X, Y),
-    "a frozen weight": lambda model: model.layers[0].kernel.assign(np.ones((6, 5))),
+    "the value of a frozen weight": lambda model: model.layers[0].kernel.assign(np.ones((6, 5))),
     "a weight is frozen": lambda model: setattr(model.layers[1].kernel, "trainable", False),
     "compiled anew": lambda model: compiled(model, optimizers.Adam(0.1)),
 }
@@ -214,6 +223,12 @@ def test_what_changes_between_two_trainings_is_noticed(change):
     for one in (model, twin):
         BETWEEN_TRAININGS[change](one)
     assert_trained_as_by_keras(model, twin)
+
+
+def test_a_model_without_an_input_layer_is_built_and_compiled():
+    model = compiled(keras.Sequential([Dense(6, "softmax")]))
+    train(model, X, Y)
+    assert compile_updates(model, X, Y) is not None
 
 
 def test_what_was_learned_before_ctrl_c_is_kept():
@@ -249,10 +264,10 @@ DROPOUTS = [layers.Dropout(0.5), LSTM(dropout=0.5, recurrent_dropout=0.5), Decod
 
 @pytest.mark.parametrize("layer", DROPOUTS, ids=lambda layer: layer.name)
 def test_dropout_drops_something_else_at_every_update(layer):
-    model = model_of(layer, optimizer=optimizers.Adam(0.0))
+    model = model_of(Dense(5), layer, optimizer=optimizers.Adam(0.0))
     same = np.repeat(X[:1], 12, axis=0), np.repeat(Y[:1], 12, axis=0)
     first, second = train(model, *same), train(model, *same)
-    assert len(set(first)) > 2 and list(first) != list(second)
+    assert len(set(first)) > 8 and list(first) != list(second)
     assert compile_updates(model, X, Y) is not None
 
 
@@ -272,13 +287,11 @@ BAD_PAIRS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("pairs", BAD_PAIRS)
-def test_what_cannot_be_trained_is_told(pairs, optimizer):
+def test_pairs_that_do_not_fit_are_told(pairs):
     X, y, message = BAD_PAIRS[pairs]
-    model = model_of(optimizer=optimizer)
     with pytest.raises(ValueError, match=message):
-        train(model, X, y)
+        train(model_of(), X, y)
 
 
 def test_a_model_that_cannot_be_trained_is_told():
@@ -298,13 +311,14 @@ def test_a_model_that_cannot_be_trained_is_told():
 def test_threads_compile_once_for_each_architecture_and_give_what_one_thread_gives(monkeypatch):
     monkeypatch.setattr(baseline, "COMPILED", {})
     pairs = get_pairs(102, 2, 1, 6, rng=0)
-    templates = [model_of(Dense(width)) for width in (3, 4)]
+    templates, functions = [model_of(Dense(width)) for width in (3, 4)], set()
 
     def trained(template):
         with baseline.LOCK:
             model = keras.Sequential.from_config(template.get_config())
             compiled(model, optimizers.Adam(name="adam"))
         model.set_weights(template.get_weights())
+        functions.add(compile_updates(model, *pairs))
         return train(model, *pairs), *model.get_weights()
 
     with ThreadPoolExecutor(4) as executor:
@@ -314,7 +328,7 @@ def test_threads_compile_once_for_each_architecture_and_give_what_one_thread_giv
         for other in at_once[number::2]:
             for a, b in zip(alone, other, strict=True):
                 np.testing.assert_array_equal(a, b)
-    assert len(baseline.COMPILED) == 2 and None not in baseline.COMPILED.values()
+    assert len(functions) == 2 and None not in functions
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
