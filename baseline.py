@@ -218,7 +218,7 @@ def train(model, X, y, verbose=0):
                 values, loss = updates(values, *pairs, tf.constant(n_pairs))
                 losses.extend(loss[:n_pairs].numpy())
             else:
-                model.reset_metrics()
+                model.reset_metrics()  # else the loss is a mean in Keras 3.10
                 pair = X[start][None], y[start][None]
                 losses.append(model.train_on_batch(*pair, return_dict=True)["loss"])
             bar.update(len(losses), [("loss", np.mean(losses[-1000:]))])
