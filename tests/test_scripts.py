@@ -37,11 +37,12 @@ def test_the_articles_models_have_its_sizes_and_settings(make_model, n_weights):
 
 def test_evaluate_counts_whole_sequences():
     def parrot(X):
-        """Repeats the input up to step 2 and zeros after, but errs in step 1 of every fourth."""
+        """Repeats the input up to step 2 and zeros after, but every fourth errs in one step."""
         y = np.zeros_like(X)
         y[:, :2] = X[:, :2]
         y[:, 2:, 0] = 1
-        y[::4, 0] = np.roll(y[::4, 0], 1, axis=-1)
+        for i, wrong in enumerate(y[::4]):
+            wrong[i % 5] = np.roll(wrong[i % 5], 1)
         return y
 
     assert evaluate(parrot, 5, 2, 50, n_eval=100) == 75
