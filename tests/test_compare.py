@@ -151,11 +151,16 @@ def test_seconds_are_those_of_training_not_of_compiling(monkeypatch):
     assert 0 < repeat["seconds"] < (time.perf_counter() - start) / 2
 
 
+def test_train_evaluate_model_as_the_article_calls_it():
+    model = compare.MODELS["baseline"](2, 6, 5)
+    accuracy, losses = compare.train_evaluate_model(model, 2, 1, 6, n_updates=10)
+    assert 0 <= accuracy <= 100 and losses.shape == (10,)
+
+
 # The same by any number of threads and machines
 
 
 def test_any_number_of_jobs_gives_the_same(unbroken, tmp_path):
-    """Two, or here sixteen; one is what runs below are resumed with."""
     assert determined(tmp_path, run_here(tmp_path, "--jobs", 16)) == determined(*unbroken)
     assert int(os.environ["TF_NUM_INTRAOP_THREADS"]) == 2 * len(SEEDS)  # no more than trainings
 
@@ -218,6 +223,7 @@ def test_stopped_and_resumed_equals_unbroken(unbroken, tmp_path):
     stopped = path.read_text() + "\n"
     for jobs in (1, 2):
         stdout = run_here(output, "--resume", "--jobs", jobs)
+        assert os.environ["TF_NUM_INTRAOP_THREADS"] == "1"  # also where nothing is left
         lines = path.read_text()
         assert lines.startswith(stopped)  # these were not run again
         assert lines.count("\n") == 2 * len(SEEDS) + 1

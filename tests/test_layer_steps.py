@@ -12,6 +12,9 @@ from oracle import (
     random_layer,
 )  # fmt: skip
 
+if BACKEND == "tensorflow":
+    import tensorflow
+
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16", "float64"])
 def test_of_equal_outputs_argmax_feeds_the_first(dtype):
@@ -70,15 +73,11 @@ def assert_best_until_the_end(ids, encoder, decoder, x=X):
     assert np.any(ended) and not np.all(ended)
 
 
-def test_decoding_until_the_end_writes_the_best_symbols_and_nothing_behind_it():
+def test_greedy_decoding_writes_the_best_symbols_and_nothing_behind_the_end():
     encoder, decoder = random_encoder_and_decoder()
-    manual = from_the_manual(encoder=encoder, decoder=decoder)
-    assert_best_until_the_end(manual["greedy"](X, steps=20), encoder, decoder)
-    assert manual["greedy"](X, steps=2).shape == (4, 2)
-    if BACKEND != "jax":  # its ids are of 32 bits, those of JAX of 64 here
-        model = manual["UntilEnd"](encoder, decoder)
-        for x in (X, X[:2, :3]):
-            assert_best_until_the_end(as_numpy(model(x)), encoder, decoder, x)
+    greedy = from_the_manual(encoder=encoder, decoder=decoder)["greedy"]
+    assert_best_until_the_end(greedy(X, steps=20), encoder, decoder)
+    assert greedy(X, steps=2).shape == (4, 2)
 
 
 def test_a_beam_search_knows_the_probability_of_what_it_finds():
@@ -93,3 +92,28 @@ def test_a_beam_search_knows_the_probability_of_what_it_finds():
     assert np.any(after_end) and np.all(outputs[after_end] == 0)  # neither extended nor punished
     np.testing.assert_allclose(np.exp(scores), np.where(after_end, 1, p).prod(axis=1), rtol=1e-3)
     assert np.all(np.diff(scores) <= 0) and len(np.unique(outputs, axis=0)) == 6
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="its ids are of 32 bits, JAX's are of 64 here")
+def test_a_model_that_decodes_until_the_end_shares_weights_and_is_kept_and_served(tmp_path):
+    encoder, decoder = parts = random_encoder_and_decoder()
+    UntilEnd = from_the_manual()["UntilEnd"]
+    model = UntilEnd(encoder, decoder, name="mine")
+    first = model.predict(X, verbose=0)
+    assert_best_until_the_end(first, *parts)
+    decoder.cell.b_o.assign_add([0, 1, 0, 0, 0])
+    second = as_numpy(model(X))
+    assert_best_until_the_end(second, *parts)
+    assert np.any(second != first)
+
+    model.save(tmp_path / "model.keras")
+    own = {"UntilEnd": UntilEnd}
+    again = keras.saving.load_model(tmp_path / "model.keras", custom_objects=own)
+    np.testing.assert_array_equal(as_numpy(again(X)), second)
+    assert again.name == "mine"
+    if BACKEND == "tensorflow":
+        any_shape = keras.InputSpec(shape=(None, None), dtype="int32")
+        model.export(tmp_path / "served", input_signature=[any_shape], verbose=False)
+        served = tensorflow.saved_model.load(tmp_path / "served")
+        for x in X, X[:2, :3]:
+            assert_best_until_the_end(as_numpy(served.serve(x)), *parts, x)
