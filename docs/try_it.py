@@ -10,10 +10,10 @@
 and for which command.
 """
 
+import argparse
 import pathlib
 import re
 import shutil
-import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,9 +54,12 @@ def label(command, diffs):
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Makes the README's changes in copies.")
+    parser.add_argument("folder", type=pathlib.Path, help="a new one")
+    new = parser.parse_args().folder
     for number, (diffs, commands, _) in enumerate(questions()):
         if diffs:
-            folder = pathlib.Path(sys.argv[1], str(number))
+            folder = new / str(number)
             change(folder, diffs)
             for command in commands:
                 print(folder, label(command, diffs), sep="\t")
