@@ -91,31 +91,6 @@ class Subclassed(keras.Model):
         return self.dense(x)
 
 
-class CountsItself(layers.Layer):
-    """A layer with a state that it changes itself."""
-
-    def build(self, shape):
-        self.calls = self.add_weight(shape=(), trainable=False)
-
-    def call(self, x):
-        self.calls.assign_add(1.0)
-        return x / self.calls
-
-
-class ErrorsAbove(keras.metrics.Metric):
-    """A metric of one's own."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.count = self.add_weight(shape=(), initializer="zeros")
-
-    def update_state(self, y, y_pred, sample_weight=None):
-        self.count.assign_add(keras.ops.sum(keras.ops.cast(abs(y - y_pred) > 0.1, "float32")))
-
-    def result(self):
-        return self.count
-
-
 def clip(x):
     return keras.ops.clip(x, -0.1, 0.1)
 
@@ -128,10 +103,6 @@ def normalization(data):
     layer = layers.Normalization()
     layer.adapt(data)
     return layer
-
-
-def sgd_model(**kwargs):
-    return model_of(optimizer=optimizers.SGD(0.1, momentum=0.9), **kwargs)
 
 
 SMOOTHED = losses.CategoricalCrossentropy(label_smoothing=0.1)
@@ -156,7 +127,6 @@ CHANGES = {
     "a stateful LSTM": stateful_model,
     "a frozen layer": lambda: model_of(Dense(5, trainable=False)),
     "a layer that gets no gradient": model_with_a_layer_that_gets_no_gradient,
-    "a layer that changes its state": lambda: model_of(CountsItself()),
     "an activation of one's own": lambda: model_of(Dense(5, activation=clip)),
     "a Lambda layer": lambda: model_of(layers.Lambda(lambda x: 2 * x)),
     "float64": lambda: model_of(Dense(5, dtype="float64")),
@@ -169,10 +139,10 @@ CHANGES = {
     "mse": lambda: model_of(loss="mse"),
     "label smoothing": lambda: model_of(loss=SMOOTHED),
     "a loss of one's own": lambda: model_of(loss=mean_difference),
-    "metrics": lambda: model_of(metrics=["acc", "mse", ErrorsAbove()]),
+    "metrics": lambda: model_of(metrics=["acc", mean_difference]),
     "run_eagerly": lambda: model_of(run_eagerly=True),
     "Adam's settings": lambda: model_of(optimizer=optimizers.Adam(0.03, 0.8, 0.9, epsilon=1e-3)),
-    "SGD": sgd_model,
+    "SGD": lambda: model_of(optimizer=optimizers.SGD(0.1, momentum=0.9)),
     "RMSprop": lambda: model_of(optimizer="rmsprop"),
     "AdamW": lambda: model_of(optimizer=optimizers.AdamW(0.01)),
     "clipnorm": lambda: model_of(optimizer=optimizers.Adam(0.01, clipnorm=0.01)),
@@ -319,7 +289,7 @@ def test_updates_that_are_given_are_not_compiled_again():
     assert_trained_as_by_keras(model, twin, updates=updates)
     count = updates.experimental_get_tracing_count()
     assert_trained_as_by_keras(model, twin, X[:5], Y[:5], updates=updates)
-    assert updates.experimental_get_tracing_count() == count
+    assert updates.experimental_get_tracing_count() == count > 0
 
 
 def test_what_was_learned_before_ctrl_c_is_kept():
@@ -334,7 +304,14 @@ def test_what_was_learned_before_ctrl_c_is_kept():
 
 # Kinds of pairs
 
+
+def embedding_model():
+    model = keras.Sequential([keras.Input((2,)), layers.Embedding(6, 5), Dense(6, "softmax")])
+    return compiled(model, loss=SPARSE)
+
+
 PAIRS = {
+    "tokens": (embedding_model, IDS, IDS),
     "ids": (lambda: model_of(loss=SPARSE), X, IDS),
     "ids with a last axis of 1": (lambda: model_of(loss=SPARSE), X, IDS[..., None]),
     "lists": (model_of, X.tolist(), Y.tolist()),
@@ -347,14 +324,6 @@ PAIRS = {
 def test_other_kinds_of_pairs_are_trained_as_by_keras(pairs):
     make_model, X, y = PAIRS[pairs]
     assert_trained_as_by_keras(*twins(make_model), X, y)
-
-
-def test_tokens_are_trained_on_as_by_keras():
-    def make_model():
-        model = keras.Sequential([keras.Input((2,)), layers.Embedding(6, 5), Dense(6, "softmax")])
-        return compiled(model, loss=SPARSE)
-
-    assert_trained_as_by_keras(*twins(make_model), IDS, IDS)
 
 
 def test_what_xla_cannot_compile_is_told_and_runs_without():
