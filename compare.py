@@ -97,9 +97,8 @@ def compile_shared_updates(model):
         )
         return losses
 
-    compiled = updates.get_concrete_function(handles, *arguments)
-    compiled(handles, *arguments)  # XLA compiles it in the first call, here for no pairs
-    return compiled
+    updates(handles, *arguments)  # XLA compiles it in the first call, here for no pairs
+    return updates
 
 
 def run_repeat(name, seed, settings):
