@@ -7,6 +7,7 @@ import gc
 import inspect
 import json
 import pathlib
+import pickle
 import subprocess
 import sys
 import weakref
@@ -113,9 +114,7 @@ def test_no_argument_is_lost_when_a_layer_is_saved():
     assert initializers == ["GlorotUniform", "Orthogonal", "Zeros"]  # as in the paper
     again = AttentionDecoder.from_config(config)
     assert again.get_config() == config and again.feedback is double
-    cell = again.cell
-    assert cell.kernel_regularizer.l1 > 0 and cell.bias_regularizer.l2 == 0.5
-    assert cell.trainable == again.trainable and cell.dtype_policy == again.dtype_policy
+    assert again.kernel_regularizer.l1 > 0 and again.bias_regularizer.l2 == 0.5
 
 
 def test_a_model_of_two_layers_is_cloned_and_loaded_as_it_was(tmp_path):
@@ -130,6 +129,28 @@ def test_a_model_of_two_layers_is_cloned_and_loaded_as_it_was(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     for one in clone, loaded:
         assert_close(one(X), expected)
+
+
+def test_a_layer_that_is_forced_and_free_in_one_model_stays_one_layer(tmp_path):
+    symbols, targets = keras.Input((None,), dtype="int32"), keras.Input((None,), dtype="int32")
+    mask, encoded = ops.not_equal(symbols, 0), keras.layers.Embedding(9, 6)(symbols)
+    layer, _ = random_layer(embedding_dim=3, feedback="argmax")
+    forced = layer(encoded, targets, mask=mask, return_attention_scores=True)
+    free = layer(encoded, mask=mask, output_length=5, return_attention_scores=True)
+    model = keras.Model([symbols, targets], [*forced, *free])
+    call = [SYMBOLS.astype("int32"), IDS.astype("int32")]
+    expected = [as_numpy(output) for output in model(call)]
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for one in clone, loaded, pickle.loads(pickle.dumps(model)):
+        assert len(one.weights) == len(model.weights) and len(one.layers) == len(model.layers)
+        assert_close(one(call), expected)
+        one.get_layer(layer.name).b_o.assign([99, 0, 0, 0, 0])
+        forced, _, free, _ = one(call)
+        assert np.all(as_numpy(forced)[..., 0] == 1) and np.all(as_numpy(free)[..., 0] == 1)
+    assert_close(model(call), expected)
 
 
 @pytest.mark.parametrize("seed", [None, 0, "generator"])
@@ -191,7 +212,7 @@ def test_mixed_precision_gives_the_numbers_that_it_can(dtype, tolerance, embeddi
 def test_scores_of_any_size_overflow_nowhere(dtype):
     layer, w = random_layer(dtype=dtype)
     for size in (1e2, 1e6, 1e30):
-        layer.cell.V_a.assign(size * w["V_a"])
+        layer.V_a.assign(size * w["V_a"])
         y, scores = as_numpy(*layer(X, mask=MASK, return_attention_scores=True))
         assert np.all(np.isfinite(y)) and np.all(scores * ~MASK[:, None] == 0)
         total = 1.0 * MASK.any(axis=1)[:, None]  # 0 where all is padding
@@ -199,7 +220,7 @@ def test_scores_of_any_size_overflow_nowhere(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", keras.dtype_policies.DTypePolicyMap("float32")])
-def test_a_policy_set_later_reaches_the_cell_and_is_saved(dtype):
+def test_a_policy_set_later_reaches_every_tensor_and_is_saved(dtype):
     """As Keras sets it for the layers of a container, maybe by a map from their paths."""
     layer = AttentionDecoder(7, 5, dtype=dtype, recurrent_initializer="glorot_uniform")
     layer.build((None, 4, 6))
