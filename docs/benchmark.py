@@ -70,7 +70,7 @@ def updates(repeats: int) -> dict:
 
 def python_loop(layer, encoded):
     """The equations in a plain Python loop over the steps, for comparison."""
-    ops, layer = keras.ops, layer.cell
+    ops = keras.ops
     s = ops.tanh(ops.matmul(encoded[:, 0], layer.W_s))
     y = ops.zeros_like(ops.matmul(s, layer.U_o))
     k = ops.matmul(encoded, layer.U_a) + layer.b_a

@@ -212,7 +212,7 @@ def test_training_follows_the_gradient_of_the_equations(arguments, targets, mode
 def test_a_target_of_tiny_probability_is_still_learned(targets):
     """As from a Dense layer: Keras finds the softmax's logits, so that nothing is clipped."""
     layer, _ = random_layer()
-    layer.cell.b_o.assign([0, 60, 0, 0, 0])
+    layer.b_o.assign([0, 60, 0, 0, 0])
     y = layer(random_input(), targets)
     assert np.all(as_numpy(keras.losses.sparse_categorical_crossentropy(0 * IDS[:, :4], y)) > 30)
 

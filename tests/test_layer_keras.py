@@ -113,9 +113,7 @@ def test_no_argument_is_lost_when_a_layer_is_saved():
     assert initializers == ["GlorotUniform", "Orthogonal", "Zeros"]  # as in the paper
     again = AttentionDecoder.from_config(config)
     assert again.get_config() == config and again.feedback is double
-    cell = again.cell
-    assert cell.kernel_regularizer.l1 > 0 and cell.bias_regularizer.l2 == 0.5
-    assert cell.trainable == again.trainable and cell.dtype_policy == again.dtype_policy
+    assert again.kernel_regularizer.l1 > 0 and again.bias_regularizer.l2 == 0.5
 
 
 def test_a_model_of_two_layers_is_cloned_and_loaded_as_it_was(tmp_path):
@@ -191,7 +189,7 @@ def test_mixed_precision_gives_the_numbers_that_it_can(dtype, tolerance, embeddi
 def test_scores_of_any_size_overflow_nowhere(dtype):
     layer, w = random_layer(dtype=dtype)
     for size in (1e2, 1e6, 1e30):
-        layer.cell.V_a.assign(size * w["V_a"])
+        layer.V_a.assign(size * w["V_a"])
         y, scores = as_numpy(*layer(X, mask=MASK, return_attention_scores=True))
         assert np.all(np.isfinite(y)) and np.all(scores * ~MASK[:, None] == 0)
         total = 1.0 * MASK.any(axis=1)[:, None]  # 0 where all is padding
@@ -199,7 +197,7 @@ def test_scores_of_any_size_overflow_nowhere(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", keras.dtype_policies.DTypePolicyMap("float32")])
-def test_a_policy_set_later_reaches_the_cell_and_is_saved(dtype):
+def test_a_policy_set_later_reaches_every_tensor_and_is_saved(dtype):
     """As Keras sets it for the layers of a container, maybe by a map from their paths."""
     layer = AttentionDecoder(7, 5, dtype=dtype, recurrent_initializer="glorot_uniform")
     layer.build((None, 4, 6))

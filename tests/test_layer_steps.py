@@ -59,7 +59,7 @@ def random_encoder_and_decoder():
     encoder = keras.Model(symbols, keras.layers.Embedding(9, 6)(symbols))
     encoder.set_weights([random_input(T=9)[0]])
     decoder, _ = random_layer(embedding_dim=3)
-    decoder.cell.b_o.assign_sub([1, 0, 0, 0, 0])  # makes END less likely
+    decoder.b_o.assign_sub([1, 0, 0, 0, 0])  # makes END less likely
     return encoder, decoder
 
 
@@ -101,7 +101,7 @@ def test_a_model_that_decodes_until_the_end_shares_weights_and_is_kept_and_serve
     model = UntilEnd(encoder, decoder, name="mine")
     first = model.predict(X, verbose=0)
     assert_best_until_the_end(first, *parts)
-    decoder.cell.b_o.assign_add([0, 1, 0, 0, 0])
+    decoder.b_o.assign_add([0, 1, 0, 0, 0])
     second = as_numpy(model(X))
     assert_best_until_the_end(second, *parts)
     assert np.any(second != first)

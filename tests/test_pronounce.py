@@ -82,7 +82,7 @@ def model():
     model.set_weights([rng.normal(scale=0.2, size=w.shape) for w in model.get_weights()])
     for layer in model.layers:
         if isinstance(layer, pronounce.AttentionDecoder):  # END is not always the best
-            layer.cell.b_o.assign(layer.cell.b_o - 2 * np.eye(SYMBOLS)[END])
+            layer.b_o.assign(layer.b_o - 2 * np.eye(SYMBOLS)[END])
     return model
 
 
