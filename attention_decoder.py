@@ -204,7 +204,7 @@ class AttentionDecoder(keras.layers.Layer):
             mask = ops.cast(mask, "bool")
             h = ops.where(mask[:, :, None], h, 0)  # clears even a NaN
             first = ops.cumsum(ops.cast(mask, "int32"), axis=1) == 1  # and at padding after it, a 0
-            h_1 = ops.sum(ops.where(first[:, :, None], h, 0), axis=1)
+            h_1 = ops.squeeze(ops.matmul(self._cast(first)[:, None], h), 1)
         # x_1 = 0
         x_1 = ops.zeros((ops.shape(h)[0], self._x_dim), dtype=self.compute_dtype)
         # s_0 = tanh(h_1 W_s), or initial_state

@@ -56,6 +56,18 @@ def double(y):
     return 2 * y
 
 
+class OneStep(keras.Model):
+    """One step of a decoder, for a server that keeps the state and the memory."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def call(self, inputs):
+        x, s, *memory = inputs
+        return self.decoder.step(x, s, tuple(memory))
+
+
 def numpy_decoder(
     w, h, targets=None, mask=None, output_length=None, initial_state=None, activation="tanh",
     output_activation="softmax", feedback=None, return_probabilities=False, kept=None,

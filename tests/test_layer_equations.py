@@ -119,11 +119,11 @@ CASES = {
 }
 
 
-def decoded_step_by_step(layer, steps, x, s, memory):
+def decoded_step_by_step(layer, steps, x, s, memory, targets=None):
     outputs, scores = [], []
-    for _ in range(steps):
+    for t in range(steps):
         y, s, alpha = layer.step(x, s, memory)
-        x = layer.feed(y)
+        x = layer.feed(y if targets is None else targets[:, t])
         outputs.append(y)
         scores.append(alpha)
     return ops.stack(outputs, axis=1), ops.stack(scores, axis=1)
@@ -207,6 +207,40 @@ def test_training_follows_the_gradient_of_the_equations(arguments, targets, mode
     assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=10 * EXACT**0.5)
 
 
+@pytest.mark.parametrize("embedding_dim", [None, 3], ids=["without E", "with E"])
+@pytest.mark.parametrize("fed", ["ids", "vectors", "free"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_in_training_each_weight_has_the_gradient_that_steps_by_hand_give_it(
+    masked, fed, embedding_dim
+):
+    """Under keras.remat, a tensor that is closed over would silently have a wrong one."""
+    x, mask = random_input(), MASK if masked else None
+    targets = {"ids": IDS[:, :3], "vectors": VECTORS[:, :3], "free": None}[fed]
+    factors = random_input(T=3, D=9, seed=3)  # makes the loss depend on every output and score
+
+    def weighted(parts):
+        parts = ops.concatenate(parts, axis=-1)
+        return ops.sum(parts * ops.cast(factors, parts.dtype))
+
+    def called(layer, x):
+        call = {"return_attention_scores": True, "output_length": 3, "training": True}
+        return weighted(layer(x, targets, mask=mask, **call))
+
+    def by_hand(layer, x):
+        return weighted(decoded_step_by_step(layer, 3, *layer.start(x, mask), targets))
+
+    for unroll in False, True:
+        kwargs = {"embedding_dim": embedding_dim, "unroll": unroll, "dtype": "float64"}
+        layer, w = random_layer(**kwargs)
+        expected = loss_and_gradients(layer, by_hand, x)
+        for mode in MODES:
+            value, gradients = loss_and_gradients(layer, called, x, mode)
+            assert value == pytest.approx(expected[0], rel=10 * EXACT)
+            for name, got, right in zip(["x", *w], gradients, expected[1], strict=True):
+                assert np.any(right != 0), name
+                np.testing.assert_allclose(got, right, atol=100 * EXACT, err_msg=name)
+
+
 @only_tensorflow  # elsewhere Keras clips the probabilities of a Dense layer too
 @pytest.mark.parametrize("targets", [None, IDS[:, :4]], ids=["free running", "targets"])
 def test_a_target_of_tiny_probability_is_still_learned(targets):
@@ -227,6 +261,18 @@ def test_in_a_remat_scope_the_gradients_are_the_same(unroll):
             value, gradients = loss_and_gradients(layer, lambda layer, x: ops.sum(layer(x) ** 2), x)
             results.append([value, *gradients])
     assert_close(*results)
+
+
+@pytest.mark.parametrize("feedback", [None, "argmax"])
+@pytest.mark.parametrize("targets", [None, IDS[:0], VECTORS[:0]], ids=["free", "ids", "vectors"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_of_no_samples_there_are_no_outputs(masked, targets, feedback):
+    layer, _ = random_layer(feedback=feedback, output_length=6)
+    x, mask = random_input(B=0), MASK[:0] if masked else None
+    parts = list(layer(x, targets, mask=mask, return_attention_scores=True))
+    parts += decoded_step_by_step(layer, 6, *layer.start(x, mask))
+    steps = 6 if targets is None else targets.shape[1]
+    assert [part.shape for part in parts] == [(0, steps, 5), (0, steps, 4), (0, 6, 5), (0, 6, 4)]
 
 
 @only_tensorflow

@@ -1,11 +1,13 @@
 """The layer where models leave Python: SavedModel, LiteRT, ONNX."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers, ops
 
+from attention_decoder import AttentionDecoder
 from oracle import (
-    BACKEND, IDS, MASK, SYMBOLS, assert_close, only_tensorflow, only_torch, random_input,
+    BACKEND, IDS, MASK, SYMBOLS, OneStep, assert_close, only_tensorflow, only_torch, random_input,
     random_layer,
 )  # fmt: skip
 
@@ -41,17 +43,63 @@ def test_a_server_takes_ids_and_a_mask_of_unknown_lengths(tmp_path):
         assert_close(served.serve(inputs), model(inputs))
 
 
-@only_tensorflow
-def test_a_phone_decodes_as_the_layer_does(tmp_path):
-    inputs = keras.Input((4, 6))
-    model = keras.Model(inputs, decoded_in_each_way(inputs, unroll=True))
-    model.export(tmp_path / "saved", verbose=False)
-    converted = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved")).convert()
-    run = tf.lite.Interpreter(model_content=converted).get_signature_runner()
+def converted(model, folder, samples=None):
+    """The model as a function of one sample in LiteRT, in int8 if there are samples to calibrate."""
+    model.export(folder, verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
+    if samples is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([x[None]] for x in samples)
+    run = tf.lite.Interpreter(model_content=converter.convert()).get_signature_runner()
     (name,) = run.get_input_details()
+
+    def outputs_of(x):
+        results = run(**{name: x})
+        return [results[key] for key in sorted(results)]
+
+    return outputs_of
+
+
+@only_tensorflow
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_phone_decodes_as_the_layer_does(masked, tmp_path):
+    inputs = keras.Input((4, 6))
+    mask = inputs[:, :, 0] > 0 if masked else None
+    model = keras.Model(inputs, decoded_in_each_way(inputs, mask, unroll=True))
+    run = converted(model, tmp_path / "saved")
     for row in range(3):
-        results = run(**{name: X[row : row + 1]})
-        assert_close([results[key] for key in sorted(results)], model(X[row : row + 1]))
+        assert_close(run(X[row : row + 1]), model(X[row : row + 1]))
+
+
+@only_tensorflow
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_phone_that_calculates_with_calibrated_integers_is_as_often_right(masked, tmp_path):
+    """It reverses 3 to 5 symbols, 0 is padding: with a fill of -1e9, all scores would be equal."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    lengths, places = rng.integers(3, 6, size=(7000, 1)), np.arange(5)
+    x = np.where(places < lengths, rng.integers(1, 8, size=(7000, 5)), 0).astype("int32")
+    y = np.take_along_axis(x, (lengths - 1 - places) % 5, axis=1)
+
+    def reverser(unroll, forced=False):
+        symbols = keras.Input((5,), batch_size=None if forced else 1, dtype="int32")
+        targets = keras.Input((5,), dtype="int32")
+        mask = ops.not_equal(symbols, 0) if masked else None
+        lstm = layers.LSTM(32, return_sequences=True, unroll=unroll)
+        encoded = lstm(layers.Embedding(8, 16)(symbols), mask=mask)
+        decoder = AttentionDecoder(32, 8, unroll=unroll)
+        outputs = decoder(encoded, targets if forced else None, mask=mask)
+        return keras.Model([symbols, targets] if forced else symbols, outputs)
+
+    trained, model = reverser(unroll=False, forced=True), reverser(unroll=True)
+    adam = keras.optimizers.Adam(0.005)
+    trained.compile(adam, "sparse_categorical_crossentropy", jit_compile=True)
+    trained.fit([x, y], y, epochs=4, verbose=0)
+    model.set_weights(trained.get_weights())
+    integers = converted(model, tmp_path / "saved", samples=x[-100:])
+    for run in converted(model, tmp_path / "saved"), integers:
+        outputs = np.concatenate([run(row[None])[0] for row in x[:200]])
+        assert np.mean(np.all(outputs.argmax(axis=-1) == y[:200], axis=1)) > 0.95
 
 
 def assert_onnx_gives_the_same(model, path, *batches):
@@ -76,15 +124,31 @@ def test_onnx_of_a_whole_model_takes_any_length(masked, tmp_path):
     assert_onnx_gives_the_same(model, tmp_path / "model.onnx", [x], [x[:2, :3]])
 
 
+def one_step(masked, steps_in=4):
+    """A model of one step, and arrays for it."""
+    decoder, _ = random_layer()
+    _, s, memory = decoder.start(X[:, :steps_in], MASK[:, :steps_in] if masked else None)
+    return OneStep(decoder), [X[:, 0, :5], *map(ops.convert_to_numpy, (s, *memory))]
+
+
+@only_tensorflow
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_server_of_one_step_takes_a_memory_of_any_length(masked, tmp_path):
+    model, arrays = one_step(masked)
+    model(arrays)
+    shapes = [(None, 5), (None, 7), (None, None, 6), (None, None, 7), (None, None)]
+    inputs = [keras.InputSpec(shape=shape, dtype=a.dtype) for shape, a in zip(shapes, arrays)]
+    model.export(tmp_path / "served", input_signature=[inputs], verbose=False)
+    served = tf.saved_model.load(tmp_path / "served")
+    for steps_in in 4, 2:
+        _, arrays = one_step(masked, steps_in)
+        assert_close(served.serve(arrays), model(arrays))
+
+
 @only_torch
 @pytest.mark.parametrize("masked", [False, True])
 def test_onnx_of_one_step(masked, tmp_path):
-    decoder, _ = random_layer()
-    _, s, memory = decoder.start(X, MASK if masked else None)
-    arrays = [X[:, 0, :5], *map(ops.convert_to_numpy, (s, *memory))]
-    shapes = [(5,), (7,), (None, 6), (None, 7), (None,)]
-    inputs = [keras.Input(shape, dtype=a.dtype) for shape, a in zip(shapes, arrays)]
-    model = keras.Model(inputs, decoder.step(inputs[0], inputs[1], tuple(inputs[2:])))
+    model, arrays = one_step(masked)
     assert_onnx_gives_the_same(model, tmp_path / "model.onnx", arrays)
 
 

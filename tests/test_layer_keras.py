@@ -7,6 +7,7 @@ import gc
 import inspect
 import json
 import pathlib
+import pickle
 import subprocess
 import sys
 import weakref
@@ -128,6 +129,28 @@ def test_a_model_of_two_layers_is_cloned_and_loaded_as_it_was(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     for one in clone, loaded:
         assert_close(one(X), expected)
+
+
+def test_a_layer_that_is_forced_and_free_in_one_model_stays_one_layer(tmp_path):
+    symbols, targets = keras.Input((None,), dtype="int32"), keras.Input((None,), dtype="int32")
+    mask, encoded = ops.not_equal(symbols, 0), keras.layers.Embedding(9, 6)(symbols)
+    layer, _ = random_layer(embedding_dim=3, feedback="argmax")
+    forced = layer(encoded, targets, mask=mask, return_attention_scores=True)
+    free = layer(encoded, mask=mask, output_length=5, return_attention_scores=True)
+    model = keras.Model([symbols, targets], [*forced, *free])
+    call = [SYMBOLS.astype("int32"), IDS.astype("int32")]
+    expected = [as_numpy(output) for output in model(call)]
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for one in clone, loaded, pickle.loads(pickle.dumps(model)):
+        assert len(one.weights) == 1 + 19 and len(one.layers) == len(model.layers)
+        assert_close(one(call), expected)
+        one.get_layer(layer.name).b_o.assign([99, 0, 0, 0, 0])
+        forced, _, free, _ = one(call)
+        assert np.all(as_numpy(forced)[..., 0] == 1) and np.all(as_numpy(free)[..., 0] == 1)
+    assert_close(model(call), expected)
 
 
 @pytest.mark.parametrize("seed", [None, 0, "generator"])
