@@ -18,7 +18,7 @@ CHINESE = {"README.md": "docs/README.zh.md", "docs/layer.md": "docs/layer.zh.md"
 NAMES = [*CHINESE, *CHINESE.values()]
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 BLOCKS = {name: BLOCK.findall(text) for name, text in TEXTS.items()}
-SECTION = re.compile(r"^## (.*)\n(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+SECTION = re.compile(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 SECTIONS = {name: dict(SECTION.findall(text)) for name, text in TEXTS.items()}
 # The lines under the manual's Python blocks; "..." stands for others between them.
 UNDER = re.compile(
@@ -158,8 +158,8 @@ RUNS = {
 }
 # What no command here prints: versions, papers, and what others measured.
 ELSEWHERE = set(
-    "0.10 2.0.8 2.0.9 2.13 2.21 3.0 3.10 3.13 3.15 3.16 2,000 5,000 1409.0473 1506.00196 1710.08969 "
-    "23.10 95.70 21.3 97.4 33.89 23.55".split()
+    "0.10 2.0.8 2.0.9 2.13 2.21 3.0 3.10 3.13 3.15 3.16 2,000 5,000 1409.0473 1506.00196 "
+    "1710.08969 23.10 95.70 21.3 97.4 33.89 23.55".split()
 )
 FIGURE = re.compile(r"\d+(?:[.,]\d+)+")
 
