@@ -38,10 +38,17 @@ def attention_model(n_timesteps_in, n_features, n_units=150):
 
 
 def attention_weights(model, X):
-    """Returns the model's outputs (pairs, T_out, n_features) and its attention weights, as arrays.
+    """Returns the outputs (pairs, T_out, n_features) of the article's model, and where it looked.
 
-    The weights (pairs, T_out, T_in) tell how much each output step, summing to 1, used each input.
+    That is an array (pairs, T_out, T_in): how much each output step used each input step. The
+    weights of one output step sum to 1. Raises ValueError for a model that is not a Sequential one
+    ending in an AttentionDecoder: the manual, docs/layer.md, has a recipe for those.
     """
+    if not (isinstance(model, keras.Sequential) and isinstance(model.layers[-1], AttentionDecoder)):
+        raise ValueError(
+            "model must be a keras.Sequential that ends in an AttentionDecoder, got "
+            f'{model!r}: for others, see "Attention weights" in docs/layer.md'
+        )
     *encoder, decoder = model.layers
     encoded = X
     for layer in encoder:
@@ -51,13 +58,21 @@ def attention_weights(model, X):
 
 
 def plot_weights(path, inputs, outputs, weights):
-    """Writes a picture of the attention weights (pairs, T_out, T_in), a heatmap for each pair."""
-    size = 1 + 0.25 * min(len(inputs[0]), 20)  # inches; the labels of more steps overlap
-    figure = Figure(figsize=(size * len(inputs) + 0.8, size), layout="constrained")
+    """Writes a picture of the attention weights (pairs, T_out, T_in), a heatmap for each pair.
+
+    The inputs' and outputs' values, numbers or words, stand on its axes.
+    """
+    longest_in, longest_out = (
+        max(len(str(value)) for pair in pairs for value in pair) for pairs in (inputs, outputs)
+    )
+    # Inches; the labels of more than 20 steps overlap.
+    width = 0.85 + 0.25 * min(len(inputs[0]), 20) + 0.08 * longest_out
+    height = max(2, 0.85 + 0.25 * min(len(outputs[0]), 20) + 0.08 * longest_in)
+    figure = Figure(figsize=(width * len(inputs) + 0.8, height), layout="constrained")
     axes = figure.subplots(1, len(inputs), squeeze=False)[0]
     for axis, pair_in, pair_out, pair_weights in zip(axes, inputs, outputs, weights):
         image = axis.imshow(pair_weights, vmin=0, vmax=1, cmap="Blues")
-        axis.set_xticks(range(len(pair_in)), pair_in)
+        axis.set_xticks(range(len(pair_in)), pair_in, rotation=90 if longest_in > 2 else 0)
         axis.set_yticks(range(len(pair_out)), pair_out)
         axis.set_xlabel("input")
     axes[0].set_ylabel("output")

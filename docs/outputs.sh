@@ -22,6 +22,12 @@ grep -vxE 'python compare.py|.*(HOST|WORD).*' <<<"$commands" | awk '!seen[$0]++'
         run $command
     done
 cp results/attention.png results/pronounce.png docs/
+# The manual's blocks, one after the other, in a folder with the layer alone.
+mkdir manual && cp attention_decoder.py manual/
+sed -n '/^```python$/,/^```$/p' docs/layer.md | grep -v '^```' >manual/blocks.py
+(cd manual && label="python blocks.py" run bash -c "python blocks.py 2>/dev/null")
+cp manual/heat_map.png docs/
+rm -r manual
 # The changes of "Try it", each in a copy of the scripts.
 python docs/try_it.py changed |
     while IFS=$'\t' read -r folder label; do

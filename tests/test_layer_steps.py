@@ -1,5 +1,6 @@
 """What a user makes of start, step and feed. The equations' tests have what they compute."""
 
+import itertools
 import re
 
 import keras
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from keras import ops
 
+from attention_decoder import AttentionDecoder
 from oracle import (
     BACKEND, MASK, NAMES, ROOT, SYMBOLS, OneStep, as_numpy, assert_close, numpy_decoder,
-    random_input, random_layer,
+    only_torch, random_input, random_layer,
 )  # fmt: skip
 
 if BACKEND == "tensorflow":
@@ -76,47 +78,84 @@ def assert_best_until_the_end(ids, encoder, decoder, x=X):
     assert np.any(ended) and not np.all(ended)
 
 
-def test_greedy_decoding_writes_the_best_symbols_and_nothing_behind_the_end():
+def test_decoding_writes_the_best_symbols_and_nothing_behind_the_end():
     encoder, decoder = random_encoder_and_decoder()
-    greedy = from_the_manual(encoder=encoder, decoder=decoder)["greedy"]
-    assert_best_until_the_end(greedy(X, steps=20), encoder, decoder)
-    assert greedy(X, steps=2).shape == (4, 2)
+    decode = from_the_manual(encoder=encoder, decoder=decoder)["decode"]
+    assert_best_until_the_end(decode(X, steps=20), encoder, decoder)
+    assert decode(X, steps=2).shape == (4, 2)
+    np.testing.assert_array_equal(decode(X, 9, lambda y: np.zeros(len(y), int)), np.zeros((4, 1)))
 
 
 def test_a_beam_search_knows_the_probability_of_what_it_finds():
     encoder, decoder = random_encoder_and_decoder()
-    beam_search = from_the_manual(encoder=encoder, decoder=decoder)["beam_search"]
-    outputs, scores = beam_search(X[0], k=6)
-    h = np.repeat(as_numpy(encoder(X[:1])), 6, axis=0)
+    search = from_the_manual()["BeamSearch"](encoder, decoder, steps=9, k=6)
+    found = search.predict(X, verbose=0)
     w = {v.name: as_numpy(v) for v in decoder.weights}
-    y, _ = numpy_decoder(w, h, outputs, np.repeat(MASK[:1], 6, axis=0))
+    h, mask = (np.repeat(a, 6, axis=0) for a in (as_numpy(encoder(X)), X != 0))
+    outputs = found["ids"].reshape(-1, 9)
+    y, _ = numpy_decoder(w, h, outputs, mask)
     p = np.take_along_axis(y, outputs[:, :, None], axis=2)[:, :, 0]
     after_end = np.cumsum(outputs == 0, axis=1) - (outputs == 0) > 0
     assert np.any(after_end) and np.all(outputs[after_end] == 0)  # neither extended nor punished
-    np.testing.assert_allclose(np.exp(scores), np.where(after_end, 1, p).prod(axis=1), rtol=1e-3)
-    assert np.all(np.diff(scores) <= 0) and len(np.unique(outputs, axis=0)) == 6
+    product = np.where(after_end, 1, p).prod(axis=1).reshape(-1, 6)
+    np.testing.assert_allclose(np.exp(found["log_p"]), product, rtol=1e-3)
+    assert np.all(np.diff(found["log_p"]) <= 0)
+    assert all(len(np.unique(beams, axis=0)) == 6 for beams in found["ids"])
+    unpadded = search.predict(X[:1, :2], verbose=0)  # as many steps are written
+    np.testing.assert_array_equal(unpadded["ids"][0], found["ids"][0])
 
 
-@pytest.mark.skipif(BACKEND == "jax", reason="its ids are of 32 bits, JAX's are of 64 here")
-def test_a_model_that_decodes_until_the_end_shares_weights_and_is_kept_and_served(tmp_path):
+def test_a_beam_search_of_all_beginnings_finds_the_most_probable_output():
+    encoder, decoder = random_encoder_and_decoder()
+    found = from_the_manual()["BeamSearch"](encoder, decoder, steps=3, k=25)(X)["ids"]
+    outputs = np.array(list(itertools.product(range(5), repeat=3)))  # all 125
+    after_end = np.cumsum(outputs == 0, axis=1) - (outputs == 0) > 0
+    w = {v.name: as_numpy(v) for v in decoder.weights}
+    for row in range(4):
+        h, mask = (np.repeat(a[[row]], 125, axis=0) for a in (as_numpy(encoder(X)), X != 0))
+        y, _ = numpy_decoder(w, h, outputs, mask)
+        p = np.take_along_axis(y, outputs[:, :, None], axis=2)[:, :, 0]
+        p[after_end] = outputs[after_end] == 0
+        np.testing.assert_array_equal(as_numpy(found)[row, 0], outputs[p.prod(axis=1).argmax()])
+
+
+def test_a_beam_search_of_one_is_greedy_shares_weights_and_is_kept_and_served(tmp_path):
     encoder, decoder = parts = random_encoder_and_decoder()
-    UntilEnd = from_the_manual()["UntilEnd"]
-    model = UntilEnd(encoder, decoder, name="mine")
-    first = model.predict(X, verbose=0)
+    BeamSearch = from_the_manual()["BeamSearch"]
+    model = BeamSearch(encoder, decoder, steps=20, k=1, name="mine")
+    first = model.predict(X, verbose=0)["ids"][:, 0]
     assert_best_until_the_end(first, *parts)
     decoder.b_o.assign_add([0, 1, 0, 0, 0])
-    second = as_numpy(model(X))
+    second = as_numpy(model(X)["ids"])[:, 0]
     assert_best_until_the_end(second, *parts)
     assert np.any(second != first)
 
     model.save(tmp_path / "model.keras")
-    own = {"UntilEnd": UntilEnd}
+    own = {"BeamSearch": BeamSearch}
     again = keras.saving.load_model(tmp_path / "model.keras", custom_objects=own)
-    np.testing.assert_array_equal(as_numpy(again(X)), second)
+    np.testing.assert_array_equal(as_numpy(again(X)["ids"])[:, 0], second)
     assert again.name == "mine"
     if BACKEND == "tensorflow":
         any_shape = keras.InputSpec(shape=(None, None), dtype="int32")
         model.export(tmp_path / "served", input_signature=[any_shape], verbose=False)
         served = tensorflow.saved_model.load(tmp_path / "served")
         for x in X, X[:2, :3]:
-            assert_best_until_the_end(as_numpy(served.serve(x)), *parts, x)
+            assert_best_until_the_end(as_numpy(served.serve(x)["ids"])[:, 0], *parts, x)
+
+
+@only_torch
+def test_the_manuals_onnx_block(tmp_path, monkeypatch, capsys):
+    for package in "onnx", "onnxscript", "onnxruntime":
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    symbols = keras.Input((8,), dtype="int32")
+    embedded = keras.layers.Embedding(12, 6)(symbols)
+    encoded = keras.layers.LSTM(6, return_sequences=True, unroll=True)(embedded)
+    mask = ops.not_equal(symbols, 0)
+    keras.Model(symbols, AttentionDecoder(7, 12, unroll=True)(encoded, mask=mask)).save(
+        "unrolled.keras"
+    )
+    text = (ROOT / "docs" / "layer.md").read_text(encoding="utf-8")
+    ((block, shown),) = re.findall(r"^```py\n(.*?)^```\n```text\n(.*?)^```", text, re.M | re.S)
+    exec(block, {})
+    assert capsys.readouterr().out == shown

@@ -1,5 +1,6 @@
 """baseline.py and attention.py as a reader runs them: in a terminal, in a notebook, by mistake."""
 
+import itertools
 import os
 import pathlib
 import re
@@ -9,9 +10,11 @@ import sys
 import jupyter_client
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from attention import attention_model, attention_weights, plot_weights
+from attention_decoder import AttentionDecoder
 from baseline import baseline_model, evaluate
 from data_prep import get_pairs, one_hot_decode
 import keras
@@ -109,11 +112,45 @@ def test_attention_keeps_the_model_whose_outputs_and_weights_it_shows(lines_of, 
     assert lines[14:] == ["Written: results/attention.keras, results/attention.png"]
 
 
+def test_attention_weights_are_of_the_articles_models_alone():
+    pairs = keras.Input((5, 50))
+    decoder = AttentionDecoder(3, 50)
+    functional = keras.Model(pairs, decoder(keras.layers.Dense(3)(pairs)))
+    message = 'ends in an AttentionDecoder, got .*: for others, see "(.*)" in (.*)'
+    for model in functional, baseline_model(5, 50):
+        with pytest.raises(ValueError, match=message) as refused:
+            attention_weights(model, get_pairs(2, 5, 2, 50)[0])
+        section, manual = re.search(message, str(refused.value)).groups()
+        assert f"\n## {section}\n" in (ROOT / manual).read_text(encoding="utf-8")
+
+
 def test_the_picture_of_long_sequences_has_bounds(tmp_path):
     values = [list(range(100))] * 4
     plot_weights(tmp_path / "picture.png", values, values, np.ones((4, 100, 100)))
     height, width, _ = imread(tmp_path / "picture.png").shape
     assert 1000 * 1000 < width * height < 30e6
+
+
+def test_the_picture_has_room_for_words(tmp_path, monkeypatch):
+    """No label touches another, and all are in the picture."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    read = ["the", "attention", "of", "internationalization", "commissioners", "fell"]
+    written = ["die", "Aufmerksamkeit", "sank"]
+    plot_weights(tmp_path / "picture.png", [read] * 2, [written] * 2, np.ones((2, 3, 6)))
+    (figure,) = figures
+    figure.draw_without_rendering()
+    for axis in figure.axes[:2]:
+        for labels, words in (
+            (axis.get_xticklabels(), read),
+            (axis.get_yticklabels(), written),
+        ):
+            assert [label.get_text() for label in labels] == words
+            boxes = [label.get_window_extent() for label in labels]
+            assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+            assert all(figure.bbox.x0 <= box.x0 and figure.bbox.y0 <= box.y0 for box in boxes)
+            assert all(box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+        assert axis.get_window_extent().width > 40 and axis.get_window_extent().height > 20
 
 
 @pytest.mark.parametrize("name", ["data_prep.py", "baseline.py", "attention.py"])
