@@ -238,10 +238,10 @@ class AttentionDecoder(keras.layers.Layer):
 
     def _advance(self, xW_b, s, memory, U, C, remat=False):
         """Returns s_t (B, u), c_t (B, D) and α_t (B, Tin), of x_t W + b (B, 3 u) and s_{t-1}."""
-        sW_a, sU_r, sU_z = self._split(ops.matmul(s, U))
+        sW_a, sU_r, sU_z = ops.split(ops.matmul(s, U), 3, axis=-1)  # (B, u)
         c, alpha = self._attend(sW_a, memory, remat)
         # i_g = x_t W_g + c_t C_g + b_g
-        i_r, i_z, i_p = self._split(xW_b + ops.matmul(c, C))
+        i_r, i_z, i_p = ops.split(xW_b + ops.matmul(c, C), 3, axis=-1)  # (B, u)
         # r_t = σ(i_r + s_{t-1} U_r)
         r = ops.sigmoid(i_r + sU_r)  # (B, u)
         # z_t = σ(i_z + s_{t-1} U_z)
@@ -270,13 +270,6 @@ class AttentionDecoder(keras.layers.Layer):
         WUC_o = side_by_side("W_o", "U_o", "C_o", axis=0)  # of all three
         return W, b, U, C, WUC_o
 
-    def _split(self, x):
-        """The three parts (B, u) of a product with joined weights."""
-        u = self.units
-        if keras.backend.backend() == "torch":  # which cannot export ops.split
-            return x[:, :u], x[:, u : 2 * u], x[:, 2 * u :]
-        return ops.split(x, 3, axis=-1)  # XLA is slow at the gradients of slices
-
     # One step, by hand
 
     def step(self, x, s, memory):
@@ -287,7 +280,7 @@ class AttentionDecoder(keras.layers.Layer):
         ...     y, s, scores = decoder.step(x, s, memory)
         ...     x = decoder.feed(y)
         """
-        _refuse_symbolic(x, s, memory)
+        _refuse_symbolic(x, s, *memory)
         self._refuse_unbuilt()
         x = self._cast(_tensor("x", x, None, self._x_dim))
         s = self._cast(_tensor("s", s, None, self.units))
@@ -528,7 +521,7 @@ def _check_shape(name, got, *shape):
 
 
 def _refuse_symbolic(*arguments):
-    if any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(arguments)):
+    if any(isinstance(x, keras.KerasTensor) for x in arguments):
         raise ValueError(
             "start, step and feed must be given tensors, not a keras.Input: write a keras.Model "
             "with a call that uses them, which then has the layer's weights"

@@ -100,11 +100,11 @@ def test_a_phone_that_calculates_with_calibrated_integers_is_as_often_right(tmp_
         assert np.mean(np.all(outputs.argmax(axis=-1) == y[:200], axis=1)) > 0.95
 
 
-def assert_onnx_gives_the_same(model, path, *batches):
+def assert_onnx_gives_the_same(model, path, *batches, **kwargs):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     expected = [model(arrays) for arrays in batches]  # an export asks for a call before it
-    model.export(path, format="onnx", verbose=False)
+    model.export(path, format="onnx", verbose=False, **kwargs)
     session = onnxruntime.InferenceSession(path)
     names = [one.name for one in session.get_inputs()]
     for arrays, of_model in zip(batches, expected):
@@ -123,31 +123,35 @@ def test_onnx_of_a_whole_model_takes_any_length(masked, tmp_path):
 
 
 def one_step(masked, steps_in=4):
-    """A model of one step, and arrays for it."""
+    """A model of one step, arrays for it, and their signature: any batch and length."""
     decoder, _ = random_layer()
     _, s, memory = decoder.start(X[:, :steps_in], MASK[:, :steps_in] if masked else None)
-    return OneStep(decoder), [X[:, 0, :5], *map(ops.convert_to_numpy, (s, *memory))]
+    arrays = [X[:, 0, :5], *map(ops.convert_to_numpy, (s, *memory))]
+    shapes = [(None, 5), (None, 7), (None, None, 6), (None, None, 7), (None, None)]
+    inputs = [keras.InputSpec(shape=shape, dtype=a.dtype) for shape, a in zip(shapes, arrays)]
+    return OneStep(decoder), arrays, [inputs]
 
 
 @only_tensorflow
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_server_of_one_step_takes_a_memory_of_any_length(masked, tmp_path):
-    model, arrays = one_step(masked)
+    model, arrays, signature = one_step(masked)
     model(arrays)
-    shapes = [(None, 5), (None, 7), (None, None, 6), (None, None, 7), (None, None)]
-    inputs = [keras.InputSpec(shape=shape, dtype=a.dtype) for shape, a in zip(shapes, arrays)]
-    model.export(tmp_path / "served", input_signature=[inputs], verbose=False)
+    model.export(tmp_path / "served", input_signature=signature, verbose=False)
     served = tf.saved_model.load(tmp_path / "served")
     for steps_in in 4, 2:
-        _, arrays = one_step(masked, steps_in)
+        _, arrays, _ = one_step(masked, steps_in)
         assert_close(served.serve(arrays), model(arrays))
 
 
 @only_torch
 @pytest.mark.parametrize("masked", [False, True])
 def test_onnx_of_one_step(masked, tmp_path):
-    model, arrays = one_step(masked)
-    assert_onnx_gives_the_same(model, tmp_path / "model.onnx", arrays)
+    model, arrays, signature = one_step(masked)
+    others = one_step(masked, 2)[1]
+    assert_onnx_gives_the_same(
+        model, tmp_path / "model.onnx", arrays, others, input_signature=signature
+    )
 
 
 @only_torch

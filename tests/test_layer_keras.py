@@ -5,6 +5,7 @@ import contextlib
 import doctest
 import gc
 import inspect
+import itertools
 import json
 import pathlib
 import pickle
@@ -211,11 +212,11 @@ def test_mixed_precision_gives_the_numbers_that_it_can(dtype, tolerance, embeddi
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
 def test_scores_of_any_size_overflow_nowhere(dtype):
     layer, w = random_layer(dtype=dtype)
-    for size in (1e2, 1e6, 1e30):
+    for size, mask in itertools.product((1e2, 1e6, 1e30, -1e30), (MASK, np.eye(4, dtype=bool))):
         layer.V_a.assign(size * w["V_a"])
-        y, scores = as_numpy(*layer(X, mask=MASK, return_attention_scores=True))
-        assert np.all(np.isfinite(y)) and np.all(scores * ~MASK[:, None] == 0)
-        total = 1.0 * MASK.any(axis=1)[:, None]  # 0 where all is padding
+        y, scores = as_numpy(*layer(X, mask=mask, return_attention_scores=True))
+        assert np.all(np.isfinite(y)) and np.all(scores * ~mask[:, None] == 0)
+        total = 1.0 * mask.any(axis=1)[:, None]  # 0 where all is padding
         assert np.all(np.abs(scores.sum(axis=-1) - total) < 0.01)
 
 
