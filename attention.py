@@ -18,6 +18,7 @@ from data_prep import get_pairs, one_hot_decode
 from baseline import UNROLL_UP_TO, evaluate, spot_check, train
 from attention_decoder import AttentionDecoder  # after baseline, which chooses Keras' backend
 import keras
+from keras import layers
 
 
 def attention_model(n_timesteps_in, n_features, n_units=150):
@@ -28,14 +29,11 @@ def attention_model(n_timesteps_in, n_features, n_units=150):
     own steps which of them to use.
     """
     unroll = n_timesteps_in <= UNROLL_UP_TO
-    layers = [
-        keras.Input((n_timesteps_in, n_features), name="pairs"),
-        keras.layers.LSTM(n_units, return_sequences=True, unroll=unroll, name="encoder"),
-        AttentionDecoder(n_units, n_features, unroll=unroll, name="decoder"),
-    ]
-    model = keras.Sequential(layers, name="attention")
-    adam = keras.optimizers.Adam(name="adam")
-    model.compile(loss="categorical_crossentropy", optimizer=adam, metrics=["acc"])
+    model = keras.Sequential()
+    model.add(keras.Input((n_timesteps_in, n_features)))
+    model.add(layers.LSTM(n_units, return_sequences=True, unroll=unroll))
+    model.add(AttentionDecoder(n_units, n_features, unroll=unroll))
+    model.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["acc"])
     return model
 
 

@@ -116,6 +116,7 @@ class AttentionDecoder(keras.layers.Layer):
             feedback if feedback in (None, "argmax") else keras.activations.get(feedback)
         )
         self.embedding_dim = _positive_integer("embedding_dim", embedding_dim, optional=True)
+        self._x_dim = self.embedding_dim or self.output_dim  # m, the width of x_t
         if not (isinstance(dropout, numbers.Real) and 0 <= dropout < 1):
             raise ValueError(f"dropout must be a number from 0 to below 1, got {dropout!r}")
         self.dropout, self.seed = float(dropout), seed
@@ -140,12 +141,10 @@ class AttentionDecoder(keras.layers.Layer):
 
         def weight(name, shape, kind):
             initializer = getattr(self, f"{kind}_initializer")
-            if isinstance(getattr(initializer, "seed", None), int) and hasattr(
-                initializer, "clone"
-            ):
-                # Another seed for each weight: the same would draw the same numbers again.
+            has_seed = isinstance(getattr(initializer, "seed", None), int)
+            if has_seed and hasattr(initializer, "clone"):
                 initializer = initializer.clone()
-                initializer.seed += len(self.weights)
+                initializer.seed += len(self.weights)  # the same would draw the same numbers
             return self.add_weight(
                 name=name, shape=shape, initializer=initializer,
                 regularizer=getattr(self, f"{kind}_regularizer"),
@@ -157,27 +156,22 @@ class AttentionDecoder(keras.layers.Layer):
         self.W_a = weight("W_a", (u, u), "kernel")
         self.U_a = weight("U_a", (D, u), "kernel")
         self.b_a = weight("b_a", (u,), "bias")
-
         self.C_r = weight("C_r", (D, u), "recurrent")
         self.U_r = weight("U_r", (u, u), "recurrent")
         self.W_r = weight("W_r", (m, u), "recurrent")
         self.b_r = weight("b_r", (u,), "bias")
-
         self.C_z = weight("C_z", (D, u), "recurrent")
         self.U_z = weight("U_z", (u, u), "recurrent")
         self.W_z = weight("W_z", (m, u), "recurrent")
         self.b_z = weight("b_z", (u,), "bias")
-
         self.C_p = weight("C_p", (D, u), "recurrent")
         self.U_p = weight("U_p", (u, u), "recurrent")
         self.W_p = weight("W_p", (m, u), "recurrent")
         self.b_p = weight("b_p", (u,), "bias")
-
         self.C_o = weight("C_o", (D, o), "recurrent")
         self.U_o = weight("U_o", (u, o), "recurrent")
         self.W_o = weight("W_o", (m, o), "recurrent")
         self.b_o = weight("b_o", (o,), "bias")
-
         self.W_s = weight("W_s", (D, u), "recurrent")
         self.E = weight("E", (o, m), "kernel") if self.embedding_dim else None
 
@@ -216,14 +210,11 @@ class AttentionDecoder(keras.layers.Layer):
         return x_1, s_0, (h, k) if mask is None else (h, k, mask)
 
     def _attend(self, sW_a, memory, remat):
-        """Returns c_t (B, D) and α_t (B, Tin).
-
-        Where `remat`, each tanh is computed again for the gradient, instead of being kept.
-        """
+        """Returns c_t (B, D) and α_t (B, Tin). With `remat`, the gradient computes tanh again."""
         h, k, *mask = memory
         dtype = keras.backend.result_type(self.compute_dtype, "float32")  # in which no e overflows
 
-        def energies(sW_a, k, V_a):  # keras.remat gives its arguments alone their gradients
+        def energies(sW_a, k, V_a):  # what it closed over would get a wrong gradient from remat
             tanh = ops.tanh(ops.expand_dims(sW_a, 1) + k)  # (B, Tin, u)
             return ops.squeeze(ops.matmul(ops.cast(tanh, dtype), V_a), 2)
 
@@ -231,8 +222,8 @@ class AttentionDecoder(keras.layers.Layer):
         V_a = ops.expand_dims(ops.cast(self.V_a, dtype), 1)  # (u, 1)
         e = (keras.remat(energies) if remat else energies)(sW_a, k, V_a)  # (B, Tin)
         if mask:
-            # Padding gets at most e^-40 of the largest score, which is rounded off. A constant such
-            # as -1e9 would do, too, but leave an int8 model no numbers to tell the others apart.
+            # Padding gets at most e^-40 of the largest score: none. A constant such as -1e9 would
+            # do, but leave an int8 model no numbers by which to tell the other scores apart.
             e = ops.where(mask[0], e, _of_each_row(ops.min, e))
             e = e - _of_each_row(ops.max, e)
             e = ops.where(mask[0], e, e - 40)
@@ -262,10 +253,7 @@ class AttentionDecoder(keras.layers.Layer):
         return s, c, alpha
 
     def _read_out(self, xsc, WUC_o):
-        """Returns o_t, of which output_activation makes y_t, of x_t, s_{t-1} and c_t side by side.
-
-        For one t, (B, m + u + D), or for all of them, (B, Tout, m + u + D).
-        """
+        """Returns o_t, of which output_activation makes y_t, of x_t, s_{t-1}, c_t side by side."""
         # o_t = x_t W_o + s_{t-1} U_o + c_t C_o + b_o
         return ops.matmul(xsc, WUC_o) + self._cast(self.b_o)  # (B, o) or (B, Tout, o)
 
@@ -444,13 +432,9 @@ class AttentionDecoder(keras.layers.Layer):
             value = getattr(self, name)
             config[name] = keras.activations.serialize(value) if callable(value) else value
         for kind in ("kernel", "recurrent", "bias"):
-            for rule, module in (
-                ("initializer", keras.initializers),
-                ("regularizer", keras.regularizers),
-                ("constraint", keras.constraints),
-            ):
-                value = getattr(self, f"{kind}_{rule}")
-                config[f"{kind}_{rule}"] = module.serialize(value)
+            for rule in ("initializer", "regularizer", "constraint"):
+                name = f"{kind}_{rule}"
+                config[name] = keras.saving.serialize_keras_object(getattr(self, name))
         return config
 
     @classmethod
@@ -464,11 +448,6 @@ class AttentionDecoder(keras.layers.Layer):
 
     # The arguments
 
-    @property
-    def _x_dim(self):
-        """m, the width of x_t."""
-        return self.embedding_dim or self.output_dim
-
     def _cast(self, x):
         return ops.cast(x, self.compute_dtype)
 
@@ -478,7 +457,7 @@ class AttentionDecoder(keras.layers.Layer):
         return output_length or self.output_length or steps_in
 
     def _start_arguments(self, encoded, mask, initial_state):
-        """The arguments of `start` as tensors. Raises ValueError, if they do not fit."""
+        """The arguments of `start` as tensors, or a ValueError."""
         D = self.W_s.shape[0] if self.built else None
         encoded = _tensor("encoded", encoded, None, None, D)
         batch, steps_in = encoded.shape[:2]
@@ -528,11 +507,7 @@ class _LoopCell:
 
 
 def _tensor(name, x, *shape):
-    """An array or a list of numbers as a tensor, a keras.Input as it is: of this shape, if any.
-
-    None in the shape is any size from 1, or from 0 for the batch. Raises ValueError, if x does not
-    fit.
-    """
+    """x as a tensor, a keras.Input as it is. Raises ValueError, if it has not this shape."""
     if isinstance(x, (list, tuple)) and any(isinstance(t, keras.KerasTensor) for t in x):
         raise ValueError(f"{name} must be one tensor, got a list of {len(x)}")
     x = x if isinstance(x, keras.KerasTensor) else ops.convert_to_tensor(x)

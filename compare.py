@@ -9,6 +9,7 @@ Run it with `python compare.py`; `python compare.py --help` shows what can be va
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,31 +26,79 @@ from unittest import mock
 import numpy as np
 from matplotlib.figure import Figure
 
-from data_prep import get_pair, get_pairs
-import baseline
-from baseline import baseline_model, compile_updates, evaluate, progress_bar, train
+from data_prep import get_pairs
+from baseline import (
+    UPDATES_PER_CALL,
+    baseline_model,
+    compile_updates,
+    evaluate,
+    progress_bar,
+    train,
+)
 from attention import attention_model
 import keras  # after baseline, which chooses its backend
+import tensorflow as tf
 
 MODELS = {"baseline": baseline_model, "attention": attention_model}
 TITLES = {"baseline": "Encoder-Decoder Model", "attention": "Encoder-Decoder With Attention Model"}
+LABELS = {"baseline": "without attention", "attention": "with attention"}  # in the picture
 SETTINGS = "n_timesteps_in n_timesteps_out n_features n_units n_updates n_eval".split()
 WINDOW = 50  # a point of the loss curves is the mean of so many updates
 
+COMPILED = {}  # {what models are made by: the updates compiled for all of them}
+COMPILING = {name: threading.Lock() for name in MODELS}
+MAKING = threading.Lock()  # one model at a time
+
 
 def train_evaluate_model(
-    model, n_timesteps_in, n_timesteps_out, n_features, n_updates=5000, n_eval=100, rng=None
-):
+    model, n_timesteps_in, n_timesteps_out, n_features, n_updates=5000, n_eval=100, rng=None,
+    updates=None,
+):  # fmt: skip
     """Trains the compiled model on `n_updates` new pairs, one after the other, and evaluates it.
 
     Returns the exact-match accuracy on `n_eval` more, in %, and the loss of each update,
-    (n_updates,).
+    (n_updates,). `updates` are those of `train`.
     """
     rng = np.random.default_rng(rng)
     X, y = get_pairs(n_updates, n_timesteps_in, n_timesteps_out, n_features, rng)
-    losses = train(model, X, y)
+    losses = train(model, X, y, updates=updates)
     accuracy = evaluate(model, n_timesteps_in, n_timesteps_out, n_features, n_eval, rng)
     return accuracy, losses
+
+
+def handles_of(model):
+    """Returns TensorFlow's handles of all variables that an update of the model changes."""
+    # Keras makes some of them with the first update, which is still to come.
+    y = tf.zeros((1, *model.output_shape[1:]))
+    model.optimizer.build(model.trainable_variables)
+    model.compute_metrics(None, y, y)
+    variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
+    return [variable.handle for variable in variables]
+
+
+def compile_shared_updates(model):
+    """Returns `compile_updates(model)`, compiled, for all models that are made like this one.
+
+    It takes the handles of a model's variables before the other arguments, and updates these. (To
+    TensorFlow, the variables of the model that it traces are inputs like others.)
+    """
+    shapes = model.input_shape, model.output_shape
+    X, y = (tf.zeros((UPDATES_PER_CALL, *shape[1:])) for shape in shapes)
+    arguments = X, y, tf.constant(0)
+    handles = handles_of(model)
+    traced = compile_updates(model).get_concrete_function(*arguments)
+    places = {id(handle): place for place, handle in enumerate(handles)}
+
+    @tf.function(jit_compile=True)
+    def updates(handles, *arguments):
+        inputs = [handles[places[id(t)]] if id(t) in places else t for t in traced.captured_inputs]
+        (losses,) = tf.raw_ops.StatefulPartitionedCall(
+            args=[*arguments, *inputs], Tout=["float32"], f=traced
+        )
+        return losses
+
+    updates(handles, *arguments)  # XLA compiles it in the first call, here for no pairs
+    return updates
 
 
 def run_repeat(name, seed, settings):
@@ -60,32 +110,39 @@ def run_repeat(name, seed, settings):
     problem = dict(settings)
     n_units = problem.pop("n_units")
     n_in, n_features = problem["n_timesteps_in"], problem["n_features"]
-    # Keras draws seeds from Python's global numbers, from which Dask's threads draw too.
-    randint = random.Random(seed).randint
-    with baseline.LOCK, mock.patch("random.randint", randint):
+    # Keras draws the seeds of a model's weights from random.randint, which the other threads, also
+    # Dask's, must not advance meanwhile.
+    with MAKING, mock.patch("random.randint", random.Random(seed).randint):
         keras.utils.set_random_seed(seed)
         model = MODELS[name](n_in, n_features, n_units)
-    compile_updates(model, *get_pair(n_in, 1, n_features))  # before the clock starts
+    # Compiling takes longer than a training: the first repeat of a model does it for all of them.
+    made_by = MODELS[name], n_in, n_features, n_units
+    with COMPILING[name]:
+        if made_by not in COMPILED:
+            COMPILED[made_by] = compile_shared_updates(model)
+    updates = functools.partial(COMPILED[made_by], handles_of(model))
     start = time.perf_counter()
-    accuracy, losses = train_evaluate_model(model, **problem, rng=seed)
+    accuracy, losses = train_evaluate_model(model, **problem, rng=seed, updates=updates)
     seconds = time.perf_counter() - start
     losses = [float(losses[i : i + WINDOW].mean()) for i in range(0, len(losses), WINDOW)]
     repeat = {"model": name, "seed": seed, "accuracy": accuracy, "seconds": seconds}
     return {**repeat, "n_weights": model.count_params(), **settings, "losses": losses}
 
 
-def run_repeats(executor, missing, settings, path):
+def run_repeats(submit, missing, settings, path):
     """Runs the repeats (name, seed) and saves each when it has ended.
 
-    Returns {(name, seed): repeat}. On a terminal or in a notebook, a bar counts them and shows the
-    mean accuracies so far. An error ends it: what has not started is cancelled, and what is saved
-    stays.
+    `submit` starts `run_repeat` with its arguments and returns a future. Returns {(name, seed):
+    repeat}. On a terminal or in a notebook, a bar counts them and shows the mean accuracies so far.
+    An error ends it: what has not started is cancelled, and what is saved stays.
     """
     if not missing:
         return {}
     bar = progress_bar(len(missing), "training", list(MODELS))
+    if bar.verbose:
+        print("Compiling both models takes some seconds.")
     bar.update(0)
-    futures = [executor.submit(run_repeat, name, seed, settings) for name, seed in missing]
+    futures = [submit(name, seed, settings) for name, seed in missing]
     repeats, accuracies = {}, {name: [] for name in MODELS}
     try:
         for future in as_completed(futures):
@@ -104,14 +161,15 @@ def run_repeats(executor, missing, settings, path):
 
 
 def threads(jobs):
-    """Returns an executor of threads, each of which runs one training at a time."""
-    # TensorFlow runs what XLA compiled on so many threads; more than trainings make it slower.
+    """Returns the `submit` of so many threads, each of which runs one training at a time."""
+    # TensorFlow runs what XLA compiled on so many threads; more than trainings make it slower. It
+    # reads this when it runs its first operation, not when it is imported.
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(jobs)
-    return ThreadPoolExecutor(jobs)
+    return functools.partial(ThreadPoolExecutor(jobs).submit, run_repeat)
 
 
 def cluster(address):
-    """The type of a flag that takes the address of a Dask scheduler; returns its executor."""
+    """The type of a flag that takes the address of a Dask scheduler; returns its `submit`."""
     try:
         from distributed import Client  # only clusters need it
 
@@ -120,7 +178,13 @@ def cluster(address):
         raise argparse.ArgumentTypeError(f"{address}: {error}") from None
     for name in ("data_prep", "baseline", "attention_decoder", "attention", "compare"):
         client.upload_file(str(pathlib.Path(__file__).with_name(f"{name}.py")))
-    return client.get_executor(pure=False)
+
+    def run_there(name, seed, settings):
+        from compare import run_repeat  # the file that was sent, with what it has compiled
+
+        return run_repeat(name, seed, settings)
+
+    return functools.partial(client.get_executor(pure=False).submit, run_there)
 
 
 def save_repeat(path, repeat):
@@ -169,16 +233,17 @@ def plot_comparison(path, results):
         losses = np.array([repeat["losses"] for repeat in repeats])
         mean, std = losses.mean(axis=0), losses.std(axis=0, ddof=len(losses) > 1)
         updates = WINDOW * np.arange(1, len(mean) + 1)
-        left.plot(updates, mean, label=TITLES[name])
+        left.plot(updates, mean, label=LABELS[name])
         left.fill_between(updates, mean - std, mean + std, alpha=0.2)
         accuracies = [repeat["accuracy"] for repeat in repeats]
-        right.boxplot(accuracies, positions=[i], widths=0.5, showfliers=False)
+        median = {"color": "black"}
+        right.boxplot(accuracies, positions=[i], widths=0.5, showfliers=False, medianprops=median)
         # side by side, so that equal ones do not cover each other
         beside = np.linspace(-0.15, 0.15, len(accuracies))
         right.plot(i + beside, accuracies, "o", alpha=0.6)
     left.set(xlabel="update", ylabel="loss, mean and standard deviation", ylim=(0, None))
     left.legend()
-    right.set_xticks(range(len(results)), [TITLES[name].replace(" ", "\n", 1) for name in results])
+    right.set_xticks(range(len(results)), [LABELS[name] for name in results])
     right.set(ylabel="exact-match accuracy in %", ylim=(-3, 103))
     figure.savefig(path, dpi=120)
 
@@ -248,8 +313,8 @@ def main(argv=None):
         for name in ("attention", "baseline"):  # the longer training first
             if (name, seed) not in known:
                 missing.append((name, seed))
-    executor = args.scheduler or threads(min(args.jobs, len(missing) or 1))
-    repeats = known | run_repeats(executor, missing, settings, path)
+    submit = args.scheduler or threads(min(args.jobs, len(missing) or 1))
+    repeats = known | run_repeats(submit, missing, settings, path)
 
     # Print the results in the article's order.
     results = {}

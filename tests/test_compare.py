@@ -145,7 +145,7 @@ def test_a_bar_shows_the_means_in_a_notebook(tmp_path, monkeypatch):
 
 
 def test_seconds_are_those_of_training_not_of_compiling(monkeypatch):
-    monkeypatch.setattr(compare.baseline, "COMPILED", {})
+    monkeypatch.setattr(compare, "COMPILED", {})
     start = time.perf_counter()
     repeat = compare.run_repeat("baseline", 3, {**SMALL, "n_updates": 1})
     assert 0 < repeat["seconds"] < (time.perf_counter() - start) / 2
@@ -160,9 +160,33 @@ def test_train_evaluate_model_as_the_article_calls_it():
 # The same by any number of threads and machines
 
 
-def test_any_number_of_jobs_gives_the_same(unbroken, tmp_path):
+def test_any_number_of_jobs_gives_the_same_and_compiles_each_model_once(
+    unbroken, tmp_path, monkeypatch
+):
+    compile_updates = mock.Mock(wraps=compare.compile_updates)
+    monkeypatch.setattr(compare, "compile_updates", compile_updates)
+    monkeypatch.setattr(compare, "COMPILED", {})
     assert determined(tmp_path, run_here(tmp_path, "--jobs", 16)) == determined(*unbroken)
     assert int(os.environ["TF_NUM_INTRAOP_THREADS"]) == 2 * len(SEEDS)  # no more than trainings
+    assert compile_updates.call_count == 2
+    traced = [f.experimental_get_tracing_count() for f in compare.COMPILED.values()]
+    assert traced == [1, 1]
+
+
+def test_what_is_compiled_for_one_model_is_not_for_one_that_is_made_otherwise(monkeypatch):
+    """As in a notebook, where a function takes the place of another of the same name."""
+    alike = compare.run_repeat("baseline", 7, SMALL)["losses"]
+
+    def baseline_model(*numbers):
+        model = compare.MODELS["attention"](*numbers)
+        model.compile("sgd", "mse")
+        return model
+
+    monkeypatch.setitem(compare.MODELS, "baseline", baseline_model)
+    losses = compare.run_repeat("baseline", 7, SMALL)["losses"]
+    keras.utils.set_random_seed(7)
+    expected = train(baseline_model(2, 6, 5), *get_pairs(1990, 2, 1, 6, 7))
+    assert losses[0] == pytest.approx(expected[:50].mean(), 1e-4) != alike[0]
 
 
 CLUSTER = """
@@ -255,11 +279,11 @@ def test_resume_takes_the_last_lines_of_the_same_settings_alone(unbroken, tmp_pa
 ENDLESS = """
 import itertools, resource, runpy, signal, sys, time, baseline, numpy
 calls = itertools.count()
-def train(model, X, y):
+def train(model, X, y, updates):
     if next(calls) >= 4:
         time.sleep(1000)
     return numpy.random.random(len(X))
-baseline.train, baseline.compile_updates = train, lambda *args: None
+baseline.train = train
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, [int(sys.argv.pop(1))] * 2)
 runpy.run_path("compare.py", run_name="__main__")
@@ -281,7 +305,7 @@ def test_what_cannot_be_saved_ends_the_script_with_status_1_and_is_told_once(unb
 
 def test_a_training_that_fails_in_a_notebook_cancels_those_to_come(tmp_path, monkeypatch, capsys):
     executor, failing = ThreadPoolExecutor(1), mock.Mock(side_effect=MemoryError)
-    monkeypatch.setattr(compare, "threads", lambda jobs: executor)
+    monkeypatch.setattr(compare, "ThreadPoolExecutor", lambda jobs: executor)
     monkeypatch.setattr(compare, "train_evaluate_model", failing)
     with pytest.raises(MemoryError):
         run_here(tmp_path)

@@ -12,7 +12,6 @@ import pytest
 from pronounce import END, LETTERS, PHONEMES, SYMBOLS, BeamSearch, pad
 
 keras = pronounce.keras
-pronounce.MODELS = 2  # a third less to compile
 WORDS = ["a", "it's", "thought", "attention", "antidisestablishmentarianism", "zoo", "queue"]
 
 
@@ -78,7 +77,7 @@ def test_what_follows_the_first_end_is_not_read():
 @pytest.fixture(scope="module")
 def model():
     """Its random weights, biases too, make it sure of what it says."""
-    model, rng = pronounce.make_model(), np.random.default_rng(0)
+    model, rng = pronounce.make_model(n_models=2), np.random.default_rng(0)
     model.set_weights([rng.normal(scale=0.2, size=w.shape) for w in model.get_weights()])
     for layer in model.layers:
         if isinstance(layer, pronounce.AttentionDecoder):  # END is not always the best
@@ -96,7 +95,6 @@ def log_probability(model, letters, ids):
 
 def test_a_beam_of_all_symbols_is_an_exhaustive_search(model, monkeypatch):
     monkeypatch.setattr(pronounce, "STEPS", 2)
-    monkeypatch.setattr(pronounce, "MODELS", 9)  # changed since the model was kept
     letters = pad(WORDS[:2], LETTERS, 12)
     found = BeamSearch(model, SYMBOLS).predict(letters, verbose=0)
     assert 0 < np.count_nonzero(found["ids"] == END) < 4
@@ -125,7 +123,7 @@ def test_padding_changes_nothing(model):
 
 
 def test_without_attention_a_decoder_sees_one_vector_of_the_whole_word():
-    encoder = pronounce.make_model(attention=False).get_layer("encoder")
+    encoder = pronounce.make_model(1, attention=False).get_layer("encoder")
     a, b = (encoder(pad([word], LETTERS, 9))[-2] for word in ("thought", "thoughy"))
     assert a.shape == (1, 1, a.shape[-1])
     assert np.abs(a - b).max() > 1e-4  # the last letter arrives
@@ -153,7 +151,6 @@ def run_main(monkeypatch, capfd):
 
 def test_it_learns_keeps_what_it_learned_and_says_words(tmp_path, monkeypatch, run_main):
     monkeypatch.setattr(pronounce, "LENGTHS", (22,))  # what takes the time is compiling
-    monkeypatch.setattr(pronounce, "MODELS", 1)
     folder, picture = tmp_path / "new", tmp_path / "new" / "pronounce.png"
     status, stdout, stderr = run_main("--n-words", 300, "--epochs", 1, "--output", folder)
     assert status == 0, stderr

@@ -48,7 +48,8 @@ def run_blocks(name, folder):
 
 
 def test_blocks_of_the_readme_run(tmp_path):
-    shutil.copy(ROOT / "data_prep.py", tmp_path)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
     (tmp_path / "results").mkdir()
     compare.MODELS["attention"](5, 50).save(tmp_path / "results" / "attention.keras")
     printed, _ = run_blocks("README.md", tmp_path)
