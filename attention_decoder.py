@@ -237,38 +237,46 @@ class AttentionDecoder(keras.layers.Layer):
         return c, alpha
 
     def _advance(self, xW_b, s, memory, U, C, remat=False):
-        """Returns s_t (B, u), c_t (B, D) and α_t (B, Tin), of x_t W + b (B, 3 u) and s_{t-1}."""
-        sW_a, sU_r, sU_z = ops.split(ops.matmul(s, U), 3, axis=-1)  # (B, u)
+        """Returns s_t (B, u), c_t (B, D), α_t (B, Tin), and o_t (B, o), of which y_t is made.
+
+        Of x_t W + b, s_{t-1} and the weights of `_joined`; o_t is None where U_o is not among them.
+        """
+        sW_a, sU_r, sU_z, sU_o = self._split(ops.matmul(s, U))
         c, alpha = self._attend(sW_a, memory, remat)
         # i_g = x_t W_g + c_t C_g + b_g
-        i_r, i_z, i_p = ops.split(xW_b + ops.matmul(c, C), 3, axis=-1)  # (B, u)
+        i_r, i_z, i_p, i_o = self._split(xW_b + ops.matmul(c, C))
         # r_t = σ(i_r + s_{t-1} U_r)
         r = ops.sigmoid(i_r + sU_r)  # (B, u)
         # z_t = σ(i_z + s_{t-1} U_z)
         z = ops.sigmoid(i_z + sU_z)  # (B, u)
         # p_t = activation(i_p + (r_t ∘ s_{t-1}) U_p)
         p = self.activation(i_p + ops.matmul(r * s, self._cast(self.U_p)))  # (B, u)
+        # o_t = i_o + s_{t-1} U_o, the state before the update
+        o = None if sU_o is None else i_o + sU_o  # (B, o)
         # s_t = (1 - z_t) ∘ s_{t-1} + z_t ∘ p_t
         s = (1 - z) * s + z * p  # (B, u)
-        return s, c, alpha
+        return s, c, alpha, o
 
-    def _read_out(self, xsc, WUC_o):
-        """Returns o_t, of which output_activation makes y_t, of x_t, s_{t-1}, c_t side by side."""
-        # o_t = x_t W_o + s_{t-1} U_o + c_t C_o + b_o
-        return ops.matmul(xsc, WUC_o) + self._cast(self.b_o)  # (B, o) or (B, Tout, o)
+    def _joined(self, gates):
+        """The weights W, b, U and C of these gates, each side by side: for one product a vector."""
 
-    def _joined(self):
-        """The weights W, b, U, C and WUC_o, joined: one product takes less time than three."""
+        def side_by_side(names):
+            return ops.concatenate([self._cast(getattr(self, name)) for name in names], axis=-1)
 
-        def side_by_side(*names, axis=-1):
-            return ops.concatenate([self._cast(getattr(self, name)) for name in names], axis=axis)
+        W = side_by_side([f"W_{g}" for g in gates])  # of x_t
+        b = side_by_side([f"b_{g}" for g in gates])
+        U = side_by_side(["W_a"] + [f"U_{g}" for g in gates if g != "p"])  # of s_{t-1}
+        C = side_by_side([f"C_{g}" for g in gates])  # of c_t
+        return W, b, U, C
 
-        W = side_by_side("W_r", "W_z", "W_p")  # of x_t
-        b = side_by_side("b_r", "b_z", "b_p")
-        U = side_by_side("W_a", "U_r", "U_z")  # of s_{t-1}; U_p is that of r_t ∘ s_{t-1}
-        C = side_by_side("C_r", "C_z", "C_p")  # of c_t
-        WUC_o = side_by_side("W_o", "U_o", "C_o", axis=0)  # of all three
-        return W, b, U, C, WUC_o
+    def _split(self, x):
+        """The parts of a product with joined weights: three (B, u), and one (B, o) or None."""
+        u = self.units
+        if x.shape[-1] == 3 * u:
+            return *ops.split(x, 3, axis=-1), None
+        if keras.backend.backend() == "torch":  # which cannot export a split into unequal parts
+            return x[:, :u], x[:, u : 2 * u], x[:, 2 * u : 3 * u], x[:, 3 * u :]
+        return ops.split(x, [u, 2 * u, 3 * u], axis=-1)  # XLA is slow at the gradients of slices
 
     # One step, by hand
 
@@ -286,9 +294,8 @@ class AttentionDecoder(keras.layers.Layer):
         s = self._cast(_tensor("s", s, None, self.units))
         h, k, *mask = memory
         memory = (self._cast(h), self._cast(k), *mask)
-        W, b, U, C, WUC_o = self._joined()
-        s_t, c, alpha = self._advance(ops.matmul(x, W) + b, s, memory, U, C)
-        o = self._read_out(ops.concatenate([x, s, c], axis=-1), WUC_o)
+        W, b, U, C = self._joined("rzpo")
+        s_t, _, alpha, o = self._advance(ops.matmul(x, W) + b, s, memory, U, C)
         return self.output_activation(o), s_t, alpha
 
     def feed(self, y):
@@ -322,7 +329,7 @@ class AttentionDecoder(keras.layers.Layer):
         encoded_mask=None, output_length=None, initial_state=None, training=False,
     ):  # fmt: skip
         x, s, memory = self.start(encoded, encoded_mask if mask is None else mask, initial_state)
-        W, b, U, C, WUC_o = self._joined()
+        W, b, U, C = self._joined("rzpo" if targets is None else "rzp")
         # B · Tout · Tin · u numbers are not kept. In a keras.RematScope on JAX (without dropout),
         # `training` is neither True nor False.
         remat = training is not False and not self.unroll
@@ -337,14 +344,13 @@ class AttentionDecoder(keras.layers.Layer):
 
         def free(_, states):
             x, s = states
-            s_t, c, alpha = self._advance(ops.matmul(x, W) + b, s, memory, U, C, remat)
-            o = self._read_out(ops.concatenate([x, s, c], axis=-1), WUC_o)
+            s_t, _, alpha, o = self._advance(ops.matmul(x, W) + b, s, memory, U, C, remat)
             x = self.feed(self.output_activation(o))
             return o, alpha, [x if kept is None else x * kept, s_t]
 
         def forced(xW_b, states):
             (s,) = states
-            s_t, c, alpha = self._advance(xW_b, s, memory, U, C, remat)
+            s_t, c, alpha, _ = self._advance(xW_b, s, memory, U, C, remat)
             return ops.concatenate([s, c], axis=-1), alpha, [s_t]
 
         if targets is None:
@@ -357,9 +363,12 @@ class AttentionDecoder(keras.layers.Layer):
             _refuse_unknown_length(ops.shape(targets)[1])
             x = ops.concatenate([x[:, None], targets], axis=1)[:, :-1]  # (B, Tout, m)
             x = x if kept is None else x * kept[:, None]
-            width = self.units + encoded.shape[-1]
-            sc, scores = self._loop(forced, ops.matmul(x, W) + b, [s], width)
-            o = self._read_out(ops.concatenate([x, sc], axis=-1), WUC_o)
+            u, D = self.units, encoded.shape[-1]
+            sc, scores = self._loop(forced, ops.matmul(x, W) + b, [s], u + D)
+            s, c = sc[..., :u], sc[..., u:]  # (B, Tout, u) and (B, Tout, D)
+            # o_t = x_t W_o + s_{t-1} U_o + c_t C_o + b_o
+            o = ops.matmul(x, self.W_o) + ops.matmul(s, self.U_o) + ops.matmul(c, self.C_o)
+            o = o + self.b_o  # (B, Tout, o)
         # Outside of the loop, also where a step made y_t: there the loss finds a softmax's logits.
         outputs = scores if self.return_probabilities else self.output_activation(o)
         return (outputs, scores) if return_attention_scores else outputs
