@@ -141,10 +141,11 @@ class AttentionDecoder(keras.layers.Layer):
 
         def weight(name, shape, kind):
             initializer = getattr(self, f"{kind}_initializer")
-            has_seed = isinstance(getattr(initializer, "seed", None), int)
-            if has_seed and hasattr(initializer, "clone"):
-                initializer = initializer.clone()
-                initializer.seed += len(self.weights)  # the same would draw the same numbers
+            seed = getattr(initializer, "seed", None)
+            if isinstance(seed, int) and hasattr(initializer, "clone"):
+                initializer = initializer.clone()  # with a new seed, where the user gave none
+                if initializer.seed == seed:
+                    initializer.seed += len(self.weights)  # the same would draw the same numbers
             return self.add_weight(
                 name=name, shape=shape, initializer=initializer,
                 regularizer=getattr(self, f"{kind}_regularizer"),
@@ -198,6 +199,7 @@ class AttentionDecoder(keras.layers.Layer):
             mask = ops.cast(mask, "bool")
             h = ops.where(mask[:, :, None], h, 0)  # clears even a NaN
             first = ops.cumsum(ops.cast(mask, "int32"), axis=1) == 1  # and at padding after it, a 0
+            # A product, as LiteRT's int8 would get the sum of ops.where(first, h, 0) wrong.
             h_1 = ops.squeeze(ops.matmul(self._cast(first)[:, None], h), 1)
         # x_1 = 0
         x_1 = ops.zeros((ops.shape(h)[0], self._x_dim), dtype=self.compute_dtype)

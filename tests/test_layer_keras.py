@@ -228,7 +228,9 @@ def test_a_policy_set_later_reaches_every_tensor_and_is_saved(dtype):
     layer.dtype_policy = "mixed_bfloat16"
     for one in layer, AttentionDecoder.from_config(layer.get_config()):
         starts = [one.start(X, None, s_0) for s_0 in (None, np.ones((4, 7)))]  # without a call
-        tensors = keras.tree.flatten([starts, one.step(*starts[0]), one(X)])
+        x, s, *memory = [ops.cast(t, "float32") for t in keras.tree.flatten(starts[0])]
+        tensors = [starts, one.step(*starts[0]), one.step(x, s, memory), one(X)]
+        tensors = keras.tree.flatten(tensors)
         assert {dtype_of(tensor) for tensor in tensors} == {"bfloat16"}
         assert {dtype_of(weight) for weight in one.weights} == {"float32"}
 
