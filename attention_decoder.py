@@ -242,10 +242,10 @@ class AttentionDecoder(keras.layers.Layer):
 
         Of x_t W + b, s_{t-1} and the weights of `_joined`; o_t is None where U_o is not among them.
         """
-        sW_a, sU_r, sU_z, sU_o = self._parts(ops.matmul(s, U))
+        sW_a, sU_r, sU_z, sU_o = self._split(ops.matmul(s, U))
         c, alpha = self._attend(sW_a, memory, remat)
         # i_g = x_t W_g + c_t C_g + b_g
-        i_r, i_z, i_p, i_o = self._parts(xW_b + ops.matmul(c, C))
+        i_r, i_z, i_p, i_o = self._split(xW_b + ops.matmul(c, C))
         # r_t = σ(i_r + s_{t-1} U_r)
         r = ops.sigmoid(i_r + sU_r)  # (B, u)
         # z_t = σ(i_z + s_{t-1} U_z)
@@ -270,10 +270,14 @@ class AttentionDecoder(keras.layers.Layer):
         C = side_by_side([f"C_{g}" for g in gates])  # of c_t
         return W, b, U, C
 
-    def _parts(self, x):
-        """Those of a product with joined weights: three (B, u), and one (B, o) or None."""
+    def _split(self, x):
+        """The parts of a product with joined weights: three (B, u), and one (B, o) or None."""
         u = self.units
-        return _split(x, u, 2 * u, 3 * u) if x.shape[-1] > 3 * u else (*_split(x, u, 2 * u), None)
+        if x.shape[-1] == 3 * u:
+            return *ops.split(x, 3, axis=-1), None
+        if keras.backend.backend() == "torch":  # which cannot export a split into unequal parts
+            return x[:, :u], x[:, u : 2 * u], x[:, 2 * u : 3 * u], x[:, 3 * u :]
+        return ops.split(x, [u, 2 * u, 3 * u], axis=-1)  # XLA is slow at the gradients of slices
 
     # One step, by hand
 
@@ -360,12 +364,11 @@ class AttentionDecoder(keras.layers.Layer):
             _refuse_unknown_length(ops.shape(targets)[1])
             x = ops.concatenate([x[:, None], targets], axis=1)[:, :-1]  # (B, Tout, m)
             x = x if kept is None else x * kept[:, None]
-            u, D = self.units, encoded.shape[-1]
-            sc, scores = self._loop(forced, ops.matmul(x, W) + b, [s], u + D)
-            s, c = _split(sc, u)  # (B, Tout, u) and (B, Tout, D)
+            width = self.units + encoded.shape[-1]
+            sc, scores = self._loop(forced, ops.matmul(x, W) + b, [s], width)
             # o_t = x_t W_o + s_{t-1} U_o + c_t C_o + b_o
-            o = ops.matmul(x, self.W_o) + ops.matmul(s, self.U_o) + ops.matmul(c, self.C_o)
-            o = o + self.b_o  # (B, Tout, o)
+            UC_o = ops.concatenate([self.U_o, self.C_o], axis=0)  # (u + D, o)
+            o = ops.matmul(x, self.W_o) + ops.matmul(sc, UC_o) + self.b_o  # (B, Tout, o)
         # Outside of the loop, also where a step made y_t: there the loss finds a softmax's logits.
         outputs = scores if self.return_probabilities else self.output_activation(o)
         return (outputs, scores) if return_attention_scores else outputs
@@ -549,14 +552,6 @@ def _positive_integer(name, value, optional=False):
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
     return int(value)
-
-
-def _split(x, *places):
-    """The parts of the last axis between these places."""
-    if keras.backend.backend() == "torch":  # which cannot export ops.split
-        ends = (0, *places, x.shape[-1])
-        return [x[..., a:b] for a, b in zip(ends, ends[1:])]
-    return ops.split(x, list(places), axis=-1)  # the gradients of slices are slow
 
 
 def _are_ids(y):
