@@ -27,12 +27,13 @@ class AttentionDecoder(keras.layers.Layer):
     e_tj  = tanh(s_{t-1} W_a + k_j) · V_a     how well input step j fits output step t
     α_t   = softmax over j of e_t             the attention weights, or scores
     c_t   = Σ_j α_tj h_j                      the context
-    i_g   = x_t W_g + c_t C_g + b_g           for each g of the gates r, z and p
+    i_g   = x_t W_g + c_t C_g + b_g           for each g of r, z, p and o
     r_t   = σ(i_r + s_{t-1} U_r)
     z_t   = σ(i_z + s_{t-1} U_z)
     p_t   = activation(i_p + (r_t ∘ s_{t-1}) U_p)
+    o_t   = i_o + s_{t-1} U_o
+    y_t   = output_activation(o_t)
     s_t   = (1 - z_t) ∘ s_{t-1} + z_t ∘ p_t
-    y_t   = output_activation(x_t W_o + s_{t-1} U_o + c_t C_o + b_o)
     x_t+1 = feedback(y_t) E                   or target_t E, where there are targets; x_1 = 0
     ```
 
@@ -44,7 +45,7 @@ class AttentionDecoder(keras.layers.Layer):
             that of an output.
         activation, output_activation: Of p_t and y_t, over the last axis. Default: tanh, softmax.
             For logits, "linear" with `feedback="softmax"`; for regression, "linear" alone. Without
-            targets, that of y_t is asked twice for the same numbers: it must not be random.
+            targets, that of y_t is computed in the loop and after it: it must not be random.
         return_probabilities: Whether to return the scores in place of the outputs. Default: False.
         output_length: Positive integer T_out where there are no targets. Default: None, T_in. An
             export from PyTorch, whose loop keeps its length, asks for one where T_in is unknown.
@@ -54,8 +55,8 @@ class AttentionDecoder(keras.layers.Layer):
         dropout, seed: Rate, from 0 (the default) to below 1, at which entries of x_t and c_t are
             dropped in training, the same for all t of a call (`step` drops none), and the seed of
             the random numbers.
-        unroll: Whether to unroll the loop: faster for few steps, but longer to compile, and every
-            tanh is kept for the gradient. Default: False.
+        unroll: Whether to unroll the loop, whose length must be known then: faster for few steps,
+            but longer to compile, and every tanh is kept for the gradient. Default: False.
         kernel_*, recurrent_*, bias_*: `initializer` (glorot_uniform, orthogonal, zeros),
             `regularizer` and `constraint` of V_a, W_a, U_a and E; of C, U, W and W_s; of b.
         **kwargs: `name`, `dtype`, `trainable`: see `keras.layers.Layer`.
@@ -65,9 +66,10 @@ class AttentionDecoder(keras.layers.Layer):
         targets: Vectors (batch, T_out, o), or ids, integers below o (batch, T_out); -1 feeds zeros.
             Where o is 1, there are no ids: give floats (batch, T_out, 1). A step is fed the one
             before it (teacher forcing): give them unshifted. To keep padding out of the loss, give
-            `fit` a `sample_weight` (batch, T_out) that is 0 there, behind the first END.
-        mask: Boolean (batch, T_in), False at padding, whose score is 0. By default the one that
-            comes with `encoded`, but from Keras 3.16 on recurrent layers pass none on: give it.
+            `fit` a `sample_weight` (batch, T_out) that is 0 there.
+        mask: Boolean (batch, T_in), False at padding, whose score is 0; h_1 is then the first step
+            that is no padding. By default the mask that comes with `encoded`, but from Keras 3.16
+            on recurrent layers pass none on: give it.
         return_attention_scores: Whether to return `(outputs, scores)`. Default: False.
         output_length, initial_state: T_out without targets, and s_0 (batch, u) or a list of it, of
             this call.
@@ -78,7 +80,7 @@ class AttentionDecoder(keras.layers.Layer):
     Returns: The outputs (batch, T_out, o), the scores α (batch, T_out, T_in), or both; no mask.
 
     Raises: ValueError, if a type, a size or a shape is not as above, or there is no step in or out.
-        The values of ids are not checked: from o up, they feed zeros where there is no E.
+        The values of ids are not checked: what one from o up feeds depends on the backend.
 
     Saved models: A `.keras` file whose weights stand under `cell/` is of an older version of this
         class and does not load. `set_weights` takes that version's `get_weights()`.
@@ -150,7 +152,7 @@ class AttentionDecoder(keras.layers.Layer):
                 name=name, shape=shape, initializer=initializer,
                 regularizer=getattr(self, f"{kind}_regularizer"),
                 constraint=getattr(self, f"{kind}_constraint"),
-                autocast=name not in ("V_a", "E"),  # of half precision: cast where they are used
+                autocast=name not in ("V_a", "E"),  # of full precision until they are used
             )  # fmt: skip
 
         self.V_a = weight("V_a", (u,), "kernel")
@@ -176,7 +178,7 @@ class AttentionDecoder(keras.layers.Layer):
         self.W_s = weight("W_s", (D, u), "recurrent")
         self.E = weight("E", (o, m), "kernel") if self.embedding_dim else None
 
-    # The equations, in the paper's order
+    # The equations; y_t is made in step and call, x_{t+1} in feed
 
     def start(self, encoded, mask, initial_state=None):
         """Returns what decoding starts with: x_1 = 0 (batch, m), s_0 (batch, u) and the memory.
@@ -259,7 +261,10 @@ class AttentionDecoder(keras.layers.Layer):
         return s, c, alpha, o
 
     def _joined(self, gates):
-        """The weights W, b, U and C of these gates, each side by side: for one product a vector."""
+        """W, b, U and C of these gates side by side: x_t, s_{t-1} and c_t take one product each.
+
+        U starts with W_a, and lacks U_p, which r_t ∘ s_{t-1} takes.
+        """
 
         def side_by_side(names):
             return ops.concatenate([self._cast(getattr(self, name)) for name in names], axis=-1)
@@ -297,6 +302,7 @@ class AttentionDecoder(keras.layers.Layer):
         memory = (self._cast(h), self._cast(k), *mask)
         W, b, U, C = self._joined("rzpo")
         s_t, _, alpha, o = self._advance(ops.matmul(x, W) + b, s, memory, U, C)
+        # y_t = output_activation(o_t)
         return self.output_activation(o), s_t, alpha
 
     def feed(self, y):
@@ -331,23 +337,23 @@ class AttentionDecoder(keras.layers.Layer):
     ):  # fmt: skip
         x, s, memory = self.start(encoded, encoded_mask if mask is None else mask, initial_state)
         W, b, U, C = self._joined("rzpo" if targets is None else "rzp")
-        # B · Tout · Tin · u numbers are not kept. In a keras.RematScope on JAX (without dropout),
-        # `training` is neither True nor False.
+        # The tanh of `_attend`, (B, Tin, u) for each t, is computed again for the gradient, not kept.
+        # In a keras.RematScope on JAX, `training` is traced: neither True nor False.
         remat = training is not False and not self.unroll
-        kept = None
-        if self.dropout and training:  # the same for all t; c_t is linear in h, so h can lose parts
+        drop_x = None
+        if self.dropout and training:  # the same entries for all t
             h, *others = memory
-            kept, kept_h = (
+            drop_x, drop_h = (  # (B, m) and (B, D): 0, or 1 / (1 - dropout)
                 keras.random.dropout(ops.ones_like(t), self.dropout, seed=self.seed_generator)
                 for t in (x, h[:, 0])
             )
-            memory = (h * kept_h[:, None], *others)
+            memory = (h * drop_h[:, None], *others)  # c_t is linear in h: it loses the same entries
 
         def free(_, states):
             x, s = states
             s_t, _, alpha, o = self._advance(ops.matmul(x, W) + b, s, memory, U, C, remat)
             x = self.feed(self.output_activation(o))
-            return o, alpha, [x if kept is None else x * kept, s_t]
+            return o, alpha, [x if drop_x is None else x * drop_x, s_t]
 
         def forced(xW_b, states):
             (s,) = states
@@ -363,7 +369,7 @@ class AttentionDecoder(keras.layers.Layer):
             targets = self._embed(self._ids_or_vectors("targets", targets, encoded.shape[0], None))
             _refuse_unknown_length(ops.shape(targets)[1])
             x = ops.concatenate([x[:, None], targets], axis=1)[:, :-1]  # (B, Tout, m)
-            x = x if kept is None else x * kept[:, None]
+            x = x if drop_x is None else x * drop_x[:, None]
             width = self.units + encoded.shape[-1]
             sc, scores = self._loop(forced, ops.matmul(x, W) + b, [s], width)
             # o_t = x_t W_o + s_{t-1} U_o + c_t C_o + b_o
@@ -388,9 +394,9 @@ class AttentionDecoder(keras.layers.Layer):
         cell = _LoopCell(step, states)
         rnn = keras.layers.RNN(cell, return_sequences=True, dtype=self.compute_dtype, name="loop")
         # Not rnn(…), which would use the cell once more, and later, in a keras.RematScope.
-        joined = rnn.call(x, initial_state=states)
+        both = rnn.call(x, initial_state=states)
         rnn.cell = None  # else a cycle of references keeps the batch until it is collected
-        return joined[..., :width], joined[..., width:]
+        return both[..., :width], both[..., width:]
 
     # What Keras asks of a layer
 
