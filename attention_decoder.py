@@ -337,7 +337,7 @@ class AttentionDecoder(keras.layers.Layer):
     ):  # fmt: skip
         x, s, memory = self.start(encoded, encoded_mask if mask is None else mask, initial_state)
         W, b, U, C = self._joined("rzpo" if targets is None else "rzp")
-        # The tanh of `_attend`, (B, Tin, u) for each t, is computed again for the gradient, not kept.
+        # The gradient computes each tanh of `_attend`, (B, Tin, u), again: they are not kept.
         # In a keras.RematScope on JAX, `training` is traced: neither True nor False.
         remat = training is not False and not self.unroll
         drop_x = None
