@@ -63,10 +63,10 @@ def train(model, X, y, verbose=0, jit_compile=True, updates=None):
         X, y: Pairs, arrays or lists (n_pairs, ...), as the model takes them.
         verbose: 1 shows a progress bar with the mean loss of the last thousand updates, where the
             output is a terminal or a notebook. Default: 0.
-        jit_compile: Whether XLA compiles the loop, as by default. False runs what it cannot
-            compile: then TensorFlow's error names the operation.
-        updates: What `compile_updates(model)` returned. By default, every call compiles anew: to
-            train one model often, make it once, and give it from the second call on.
+        jit_compile: Whether XLA compiles the loop, as by default. False also runs what XLA cannot
+            compile, for which TensorFlow raises an error that names the operation.
+        updates: What `compile_updates(model)` returned. By default, every call compiles anew, which
+            takes some seconds: to train one model often, make it once, and give it to every call.
 
     Returns the losses before the updates, (n_pairs,). Raises ValueError if there are no pairs, or
     not as many in X as in y.
