@@ -289,6 +289,11 @@ class AttentionDecoder(keras.layers.Layer):
     def step(self, x, s, memory):
         """Returns y_t (batch, o), s_t (batch, u) and the scores α_t (batch, T_in).
 
+        Args:
+            x: x_t (batch, m), from `start` or `feed`.
+            s: s_{t-1} (batch, u), from `start` or the step before.
+            memory: That of `start`.
+
         >>> x, s, memory = decoder.start(encoded, mask)
         >>> for t in range(output_length):  # gives what decoder(encoded, mask=mask) gives
         ...     y, s, scores = decoder.step(x, s, memory)

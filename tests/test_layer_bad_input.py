@@ -36,12 +36,13 @@ def symbolic(*shape, dtype="float32"):
 RATE = "dropout must be a number from 0 to below 1, got "
 SEQUENCES = "the recurrent layer before it needs return_sequences=True"
 STEPS = "must have at least 1 time step, got the shape "
-ENCODED = "encoded must have the shape (None, None, "
+SHAPE = "must have the shape "
+ENCODED = f"encoded {SHAPE}(None, None, "
 IDS_OR_VECTORS = "must be integers of rank {} (ids) or floats of rank {} (vectors), got {} of shape"
 TARGETS, Y = f"targets {IDS_OR_VECTORS}", f"y {IDS_OR_VECTORS}"
 OF_ONE = "{} must be floats of rank {}, the last axis 1, where output_dim is 1, got "
-MASK_SHAPE = "mask must have the shape (4, 4), got "
-STATE = "initial_state must have the shape (4, 7), got "
+MASK_SHAPE = f"mask {SHAPE}(4, 4), got "
+STATE = f"initial_state {SHAPE}(4, 7), got "
 STATES = "initial_state must be one tensor (batch, u), or a list of one, got 2: of the states ["
 GIVE = "start, step and feed must be given tensors, not a keras.Input: write a keras.Model with a "
 START = "The layer has no weights yet: call start, which makes them"
@@ -49,19 +50,14 @@ START = "The layer has no weights yet: call start, which makes them"
 # With d, a decoder (7, 5) built for inputs of width 6, and x of shape (4, 4, 6). It and all that
 # `make` makes are arrays or are the inputs of a functional model.
 BAD_CALLS = [
-    (lambda d, x, make: layer(dropout=-0.1), f"{RATE}-0.1"),
     (lambda d, x, make: layer(dropout=1), f"{RATE}1"),
     (lambda d, x, make: layer(dropout="0.5"), f"{RATE}'0.5'"),
     (lambda d, x, make: layer(feedback="beam"), "beam"),
-    (lambda d, x, make: layer(feedback=["argmax"]), "argmax"),
-    (lambda d, x, make: layer()(make(4, 6)), f"{ENCODED}None), got (4, 6): {SEQUENCES}"),
     (lambda d, x, make: d(make(4, 6)), f"{ENCODED}6), got (4, 6): {SEQUENCES}"),
     (lambda d, x, make: layer()(keras.layers.LSTM(8)(x)), f"), got (4, 8): {SEQUENCES}"),
     (lambda d, x, make: keras.layers.Bidirectional(layer()), "cannot go backwards: put the enc"),
     (lambda d, x, make: d(make(4, 4, 8)), f"{ENCODED}6), got (4, 4, 8)"),
-    (lambda d, x, make: d([x, make(4, 4, 5)]), "expects 1 input"),
     (lambda d, x, make: layer()([x, make(4, 4, 5)]), "expects 1 input"),
-    (lambda d, x, make: d(make(4, 0, 6)), f"encoded {STEPS}(4, 0, 6)"),
     (lambda d, x, make: layer()(make(4, 0, 6)), f"encoded {STEPS}(4, 0, 6)"),
     (lambda d, x, make: d.start(make(4, 0, 6), None), f"encoded {STEPS}(4, 0, 6)"),
     (lambda d, x, make: d(x, make(4, 0, dtype="int32")), f"targets {STEPS}(4, 0)"),
@@ -69,8 +65,8 @@ BAD_CALLS = [
     (lambda d, x, make: d(x, output_length=0), "output_length must be a positive integer, "),
     (lambda d, x, make: d(x, make(4, 4)), TARGETS.format(2, 3, "float32")),
     (lambda d, x, make: d(x, make(4, 4, 5, dtype="int32")), TARGETS.format(2, 3, "int32")),
-    (lambda d, x, make: d(x, make(4, 9, 6)), "targets must have the shape (4, None, 5), got"),
-    (lambda d, x, make: d(x, make(2, 9, dtype="int32")), "targets must have the shape (4, "),
+    (lambda d, x, make: d(x, make(4, 9, 6)), f"targets {SHAPE}(4, None, 5), got"),
+    (lambda d, x, make: d(x, make(2, 9, dtype="int32")), f"targets {SHAPE}(4, "),
     (lambda d, x, make: d(x, [make(4, 5), make(4, 5)]), "targets must "),
     (lambda d, x, make: one()(x, make(4, 9)), OF_ONE.format("targets", 3)),
     (lambda d, x, make: one()(x, make(4, 9, dtype="int32")), OF_ONE.format("targets", 3)),
@@ -80,34 +76,17 @@ BAD_CALLS = [
     (lambda d, x, make: d(x, initial_state=make(1, 7)), f"{STATE}(1, 7)"),
     (lambda d, x, make: d(x, initial_state=[make(4, 5)]), f"{STATE}(4, 5)"),
     (lambda d, x, make: d(x, initial_state=[make(4, 7), make(4, 7)]), STATES),
-    (lambda d, x, make: d.start(make(4, 6), None), f"{ENCODED}6), got (4, 6)"),
     (lambda d, x, make: d.start(make(4, 4, 5), None), f"{ENCODED}6), got (4, 4, 5)"),
-    (lambda d, x, make: layer().start(make(4, 6), None), f"{ENCODED}None), got (4, 6)"),
     (lambda d, x, make: d.start(symbolic(4, 4, 6), None), GIVE),
     (lambda d, x, make: d.start(array(4, 4, 6), symbolic(4, 4)), GIVE),
-    (
-        lambda d, x, make: d.step(symbolic(4, 5), array(4, 7), d.start(array(4, 4, 6), None)[2]),
-        GIVE,
-    ),
-    (
-        lambda d, x, make: d.step(array(4, 5), array(4, 7), (symbolic(4, 4, 6), array(4, 4, 7))),
-        GIVE,
-    ),
+    (lambda d, x, make: d.step(symbolic(4, 5), array(4, 7), ()), GIVE),
+    (lambda d, x, make: d.step(array(4, 5), array(4, 7), [symbolic(4, 4, 6)]), GIVE),
     (lambda d, x, make: d.feed(symbolic(4, 5)), GIVE),
-    (
-        lambda d, x, make: layer().step(array(4, 5), array(4, 7), d.start(array(4, 4, 6), None)[2]),
-        START,
-    ),
+    (lambda d, x, make: layer().step(array(4, 5), array(4, 7), ()), START),
     (lambda d, x, make: layer(embedding_dim=3).feed(array(4, 5)), START),
-    (
-        lambda d, x, make: d.step(array(4, 7), array(4, 7), ()),
-        "x must have the shape (None, 5), got ",
-    ),
-    (
-        lambda d, x, make: d.step(array(4, 5), array(4, 5), ()),
-        "s must have the shape (None, 7), got ",
-    ),
-    (lambda d, x, make: d.feed(array(4, 7)), "y must have the shape (None, 5), got (4, 7)"),
+    (lambda d, x, make: d.step(array(4, 7), array(4, 7), ()), f"x {SHAPE}(None, 5), got (4, 7)"),
+    (lambda d, x, make: d.step(array(4, 5), array(4, 5), ()), f"s {SHAPE}(None, 7), got (4, 5)"),
+    (lambda d, x, make: d.feed(array(4, 7)), f"y {SHAPE}(None, 5), got (4, 7)"),
     (lambda d, x, make: d.feed(array(4, 5, dtype="int32")), Y.format(1, 2, "int32")),
     (lambda d, x, make: d.feed(array(4)), Y.format(1, 2, "float32")),
     (lambda d, x, make: one().feed(array(4, dtype="int32")), OF_ONE.format("y", 2)),

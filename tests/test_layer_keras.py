@@ -118,20 +118,6 @@ def test_no_argument_is_lost_when_a_layer_is_saved():
     assert again.kernel_regularizer.l1 > 0 and again.bias_regularizer.l2 == 0.5
 
 
-def test_a_model_of_two_layers_is_cloned_and_loaded_as_it_was(tmp_path):
-    new = {"unroll": True, "feedback": "argmax", "embedding_dim": 3, "output_length": 5}
-    inputs = keras.Input((4, 6))
-    model = keras.Model(inputs, AttentionDecoder(8, 5, **new)(AttentionDecoder(7, 6)(inputs)))
-    expected = as_numpy(model(X))
-    clone = keras.models.clone_model(model)
-    assert np.abs(as_numpy(clone(X)) - expected).max() > 1e-4
-    clone.set_weights(model.get_weights())
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
-    for one in clone, loaded:
-        assert_close(one(X), expected)
-
-
 def test_a_layer_that_is_forced_and_free_in_one_model_stays_one_layer(tmp_path):
     symbols, targets = keras.Input((None,), dtype="int32"), keras.Input((None,), dtype="int32")
     mask, encoded = ops.not_equal(symbols, 0), keras.layers.Embedding(9, 6)(symbols)

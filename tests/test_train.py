@@ -62,12 +62,6 @@ def functional_model():
     return compiled(keras.Model(x, outputs), loss_weights=[0.3])
 
 
-def model_with_a_layer_that_gets_no_gradient():
-    x = keras.Input((2, 6))
-    h = keras.ops.stop_gradient(Dense(5)(x))
-    return compiled(keras.Model(x, Dense(6, "softmax")(h)))
-
-
 def mixed_precision_model():
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -91,10 +85,6 @@ class Subclassed(keras.Model):
         return self.dense(x)
 
 
-def clip(x):
-    return keras.ops.clip(x, -0.1, 0.1)
-
-
 def mean_difference(y, y_pred):
     return keras.ops.mean(abs(y - y_pred))
 
@@ -105,7 +95,6 @@ def normalization(data):
     return layer
 
 
-SMOOTHED = losses.CategoricalCrossentropy(label_smoothing=0.1)
 RULES = {"kernel_regularizer": "l2", "bias_regularizer": "l1"}
 RULES["recurrent_constraint"] = keras.constraints.MaxNorm(0.3)
 SCHEDULE = optimizers.schedules.ExponentialDecay(0.1, decay_steps=4, decay_rate=0.5)
@@ -113,41 +102,22 @@ SCHEDULE = optimizers.schedules.ExponentialDecay(0.1, decay_steps=4, decay_rate=
 CHANGES = {
     "baseline.py as it is": lambda: baseline_model(2, 6, 5),
     "attention.py as it is": lambda: attention_model(2, 6, 5),
-    # layers
-    "regularizers": lambda: model_of(LSTM(kernel_regularizer="l2", recurrent_regularizer="l1")),
-    "activity_regularizer": lambda: model_of(Dense(5, activity_regularizer="l2")),
-    "kernel_constraint": lambda: model_of(LSTM(kernel_constraint="unit_norm")),
-    "the decoder's rules": lambda: model_of(Decoder(**RULES)),
+    "regularizers and constraints": lambda: model_of(Decoder(**RULES)),
     "a loop that is not unrolled": lambda: model_of(AttentionDecoder(4, 6)),
-    "Normalization": lambda: model_of(normalization(X)),
     "BatchNormalization": lambda: model_of(layers.BatchNormalization()),
-    "LayerNormalization": lambda: model_of(layers.LayerNormalization()),
-    "SpectralNormalization": lambda: model_of(layers.SpectralNormalization(Dense(5))),
-    "a second LSTM": lambda: model_of(LSTM(), LSTM(go_backwards=True)),
     "a stateful LSTM": stateful_model,
     "a frozen layer": lambda: model_of(Dense(5, trainable=False)),
-    "a layer that gets no gradient": model_with_a_layer_that_gets_no_gradient,
-    "an activation of one's own": lambda: model_of(Dense(5, activation=clip)),
-    "a Lambda layer": lambda: model_of(layers.Lambda(lambda x: 2 * x)),
     "float64": lambda: model_of(Dense(5, dtype="float64")),
     "mixed precision": mixed_precision_model,
-    # models
     "a functional model": functional_model,
     "a subclassed model": lambda: compiled(Subclassed(), loss="mse", metrics=["acc"]),
     "a train_step of one's own": lambda: compiled(OwnStep([Dense(6)]), loss="mse"),
-    # what it is compiled with
-    "mse": lambda: model_of(loss="mse"),
-    "label smoothing": lambda: model_of(loss=SMOOTHED),
-    "a loss of one's own": lambda: model_of(loss=mean_difference),
-    "metrics": lambda: model_of(metrics=["acc", mean_difference]),
+    "a loss and a metric of one's own": lambda: model_of(
+        loss=mean_difference, metrics=[mean_difference]
+    ),
     "run_eagerly": lambda: model_of(run_eagerly=True),
-    "Adam's settings": lambda: model_of(optimizer=optimizers.Adam(0.03, 0.8, 0.9, epsilon=1e-3)),
     "SGD": lambda: model_of(optimizer=optimizers.SGD(0.1, momentum=0.9)),
-    "RMSprop": lambda: model_of(optimizer="rmsprop"),
-    "AdamW": lambda: model_of(optimizer=optimizers.AdamW(0.01)),
-    "clipnorm": lambda: model_of(optimizer=optimizers.Adam(0.01, clipnorm=0.01)),
-    "a schedule": lambda: model_of(optimizer=optimizers.Adam(SCHEDULE)),
-    "amsgrad": lambda: model_of(optimizer=optimizers.Adam(0.01, amsgrad=True)),
+    "a schedule": lambda: model_of(optimizer=optimizers.AdamW(SCHEDULE, clipnorm=0.01)),
     "averaged weights": lambda: model_of(
         optimizer=optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=3)
     ),
@@ -202,40 +172,15 @@ def test_a_changed_model_is_trained_as_keras_trains_it(change):
     assert max(np.abs(a - b).max() for a, b in zip(model.get_weights(), before)) > 5e-3
 
 
-DROPOUTS = [layers.Dropout(0.5), LSTM(dropout=0.5, recurrent_dropout=0.5), Decoder(dropout=0.5)]
-
-
-@pytest.mark.parametrize("layer", DROPOUTS, ids=lambda layer: layer.name)
-def test_dropout_drops_something_else_at_every_update(layer):
-    model = model_of(Dense(5), layer, optimizer=optimizers.Adam(0.0))
+def test_dropout_drops_something_else_at_every_update():
+    model = model_of(Decoder(dropout=0.5), optimizer=optimizers.Adam(0.0))
     same = np.repeat(X[:1], 12, axis=0), np.repeat(Y[:1], 12, axis=0)
     updates = compile_updates(model)
     first, second = (train(model, *same, updates=updates) for _ in range(2))
     assert len(set(first)) > 8 and list(first) != list(second)
 
 
-# Pairs of models that no description of them tells apart
-
-
-class Scale(layers.Layer):
-    def __init__(self, factor):  # which get_config leaves out
-        super().__init__()
-        self.factor = factor
-
-    def call(self, x):
-        return self.factor * x
-
-
-class ScaledLoss(losses.Loss):
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = factor
-
-    def call(self, y, y_pred):
-        return self.factor * keras.ops.mean((y - y_pred) ** 2, axis=-1)
-
-    def get_config(self):
-        return {}
+# Models that look alike
 
 
 def penalized(factor):
@@ -246,12 +191,8 @@ def penalized(factor):
 
 ALIKE = {
     "data that Normalization is adapted to": lambda a: model_of(normalization(a * X + a)),
-    "the same before the decoder": lambda a: model_of(normalization(a * X + a), LSTM(), Decoder()),
     "Huber's delta": lambda a: model_of(loss=losses.Huber(a)),
-    "the axis of a loss": lambda a: model_of(loss=losses.CosineSimilarity(axis=1 if a > 1 else -1)),
     "a penalty on a weight that is built": penalized,
-    "a layer with a setting that it does not tell": lambda a: model_of(Scale(a)),
-    "a loss with a setting that it does not tell": lambda a: model_of(loss=ScaledLoss(a)),
     "what a Lambda layer closes over": lambda a: model_of(layers.Lambda(lambda x: a * x)),
 }
 
@@ -264,23 +205,19 @@ def test_a_model_is_trained_as_itself_not_as_one_before_it(setting):
 
 # One model, several trainings
 
-BETWEEN_TRAININGS = {
-    "nothing": lambda model: None,
-    "the learning rate": lambda model: setattr(model.optimizer, "learning_rate", 0.1),
-    "a training by Keras": lambda model: by_keras(model, X, Y),
-    "the value of a frozen weight": lambda model: model.layers[0].kernel.assign(np.ones((6, 5))),
-    "a weight is frozen": lambda model: setattr(model.layers[1].kernel, "trainable", False),
-    "compiled anew": lambda model: compiled(model, optimizers.Adam(0.1), loss="mse"),
-}
 
-
-@pytest.mark.parametrize("change", BETWEEN_TRAININGS)
-def test_what_changes_between_two_trainings_is_noticed(change):
+def test_what_changes_between_two_trainings_is_noticed():
     model, twin = twins(lambda: model_of(Dense(5, trainable=False), Dense(6)))
-    assert_trained_as_by_keras(model, twin)
-    for one in (model, twin):
-        BETWEEN_TRAININGS[change](one)
-    assert_trained_as_by_keras(model, twin)
+    for change in (
+        lambda model: None,
+        lambda model: setattr(model.optimizer, "learning_rate", 0.1),
+        lambda model: model.layers[0].kernel.assign(np.ones((6, 5))),
+        lambda model: setattr(model.layers[1].kernel, "trainable", False),
+        lambda model: compiled(model, optimizers.Adam(0.1), loss="mse"),
+    ):
+        change(model)
+        change(twin)
+        assert_trained_as_by_keras(model, twin)
 
 
 def test_updates_that_are_given_are_not_compiled_again():
@@ -312,11 +249,8 @@ def embedding_model():
 
 PAIRS = {
     "tokens": (embedding_model, IDS, IDS),
-    "ids": (lambda: model_of(loss=SPARSE), X, IDS),
-    "ids with a last axis of 1": (lambda: model_of(loss=SPARSE), X, IDS[..., None]),
     "lists": (model_of, X.tolist(), Y.tolist()),
     "one pair": (model_of, X[:1], Y[:1]),
-    "ids for CTC": (lambda: model_of(loss=losses.CTC()), X[:2], [[1, 2], [3, 1]]),
 }
 
 
@@ -349,11 +283,7 @@ BAD_PAIRS = {
     "no pairs": (X[:0], Y[:0], r"equally many pairs, .* got the shapes \(0, 2, 6\)"),
     "unequal numbers": (X[:4], Y[:3], r"got the shapes \(4, 2, 6\) and \(3, 2, 6\)"),
     "numbers": (3, 4, r"got the shapes \(\) and \(\)"),
-    # These are told by Keras, in its words.
-    "one pair alone": (X[0], Y[0], "shape"),
-    "steps": (X[:, :1], Y, "shape"),
-    "steps of y": (X, Y[:, :1], "shape"),
-    "features": (X[..., :5], Y, "shape"),
+    "steps": (X[:, :1], Y, "shape"),  # this and the next are told by Keras, in its words
     "features of y": (X, Y[..., :5], "shape"),
 }
 
@@ -363,17 +293,6 @@ def test_pairs_that_do_not_fit_are_told(pairs):
     X, y, message = BAD_PAIRS[pairs]
     with pytest.raises(ValueError, match=message):
         train(model_of(), X, y)
-
-
-def test_a_model_that_cannot_be_trained_is_told():
-    with pytest.raises(ValueError, match="compile"):
-        train(keras.Sequential([keras.Input((2, 6)), Dense(6)]), X, Y)
-    model = model_of(Dense(5, trainable=False))
-    train(model, X, Y)
-    model.layers[0].trainable = True
-    # As by Keras, which says that it is to be compiled anew, but fails to say it in 3.10.
-    with pytest.raises((ValueError, NotImplementedError), match="Unknown variable|numpy"):
-        train(model, X, Y)
 
 
 def test_a_bar_shows_the_mean_loss_of_the_last_thousand_updates(monkeypatch, capsys):
