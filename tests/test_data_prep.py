@@ -49,6 +49,7 @@ INTEGERS = "sequence must hold integers from 0 to 1, got "
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: one_hot_encode([1, 2], 2), INTEGERS + "[1, 2]"),
         (lambda: one_hot_encode([-1, 1], 2), INTEGERS + "[-1, 1]"),
         (lambda: one_hot_encode([[True, False]], 2), INTEGERS + "[[True, False]]"),
         (lambda: one_hot_encode([0.5, 1.0], 2), INTEGERS + "[0.5, 1.0]"),
@@ -56,6 +57,7 @@ INTEGERS = "sequence must hold integers from 0 to 1, got "
         (lambda: one_hot_encode([], 2), INTEGERS + "[]"),
         (lambda: one_hot_encode(["1", "0"], 2), INTEGERS + "['1', '0']"),
         (lambda: get_pair(5, 6, 50), "n_out must be an integer from 1 to n_in (5), got 6"),
+        (lambda: get_pairs(7, 5, 0, 50), "n_out must be an integer from 1 to n_in (5), got 0"),
         (lambda: get_pairs(7, 5, 2.5, 50), "n_out must be an integer from 1 to n_in (5), got 2.5"),
         (lambda: get_pairs(0, 5, 2, 50), "n_pairs must be at least 1, got 0"),
     ],

@@ -50,6 +50,7 @@ START = "The layer has no weights yet: call start, which makes them"
 # With d, a decoder (7, 5) built for inputs of width 6, and x of shape (4, 4, 6). It and all that
 # `make` makes are arrays or are the inputs of a functional model.
 BAD_CALLS = [
+    (lambda d, x, make: layer(dropout=-0.1), f"{RATE}-0.1"),
     (lambda d, x, make: layer(dropout=1), f"{RATE}1"),
     (lambda d, x, make: layer(dropout="0.5"), f"{RATE}'0.5'"),
     (lambda d, x, make: layer(feedback="beam"), "beam"),

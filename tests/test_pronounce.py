@@ -106,6 +106,16 @@ def test_a_beam_of_all_symbols_is_an_exhaustive_search(model, monkeypatch):
     np.testing.assert_allclose(found["log_p"], p.max(axis=1), atol=1e-4)
 
 
+def test_a_beam_of_5_knows_how_probable_long_words_are_and_finds_more_than_1(model, monkeypatch):
+    monkeypatch.setattr(pronounce, "STEPS", 12)
+    letters = pad(WORDS, LETTERS, 28)
+    one, five = (BeamSearch(model, k).predict(letters, verbose=0) for k in (1, 5))
+    for found in one, five:
+        expected = log_probability(model, letters, found["ids"])
+        np.testing.assert_allclose(found["log_p"], expected, atol=1e-3)
+    assert np.mean(five["log_p"] - one["log_p"]) > 0.3
+
+
 def test_padding_changes_nothing(model):
     phonemes = pad([("AH",) * 5] * len(WORDS), PHONEMES, 6)
     for short, long in zip(*(model([pad(WORDS, LETTERS, n), phonemes]) for n in (28, 33))):

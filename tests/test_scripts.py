@@ -147,6 +147,7 @@ def test_the_picture_has_room_for_words(tmp_path, monkeypatch):
             boxes = [label.get_window_extent() for label in labels]
             assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
             assert all(figure.bbox.count_contains(box.corners()) == 4 for box in boxes)
+        assert axis.get_window_extent().width > 40 and axis.get_window_extent().height > 20
 
 
 @pytest.mark.parametrize("name", ["data_prep.py", "baseline.py", "attention.py"])
