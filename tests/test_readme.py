@@ -180,12 +180,10 @@ def missing(text, commands):
 def test_every_figure_was_printed_by_the_command_beside_it():
     """That of its line or table; else those of its section, else the README's first."""
     text = TEXTS["README.md"] + TEXTS["docs/layer.md"]
-    for rounded in (
-        f"{RUNS['python compare.py'][1]:.0f} seconds",
-        f"{int(RUNS['du -sm .venv'][0].split()[0]) * 2**20 / 1e9:.1f} GB",
-    ):
-        assert rounded in text
-        text = text.replace(rounded, "")
+    assert "in about a minute" in text and 30 < RUNS["python compare.py"][1] < 90
+    disk = f"{int(RUNS['du -sm .venv'][0].split()[0]) * 2**20 / 1e9:.1f} GB"
+    assert disk in text
+    text = text.replace(disk, "")
     text = re.sub(r"^## Try it\n.*?(?=^## )", "", text, flags=re.DOTALL | re.MULTILINE)
     for section in re.split(r"^## ", BLOCK.sub("", text), flags=re.MULTILINE):
         of_section = COMMAND.findall(section) or ["python compare.py"]
