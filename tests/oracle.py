@@ -4,6 +4,7 @@ They run on whichever backend KERAS_BACKEND names.
 """
 
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -54,18 +55,6 @@ FUNCTIONS = {
 def double(y):
     """A feedback that a user wrote."""
     return 2 * y
-
-
-class OneStep(keras.Model):
-    """One step of a decoder, for a server that keeps the state and the memory."""
-
-    def __init__(self, decoder):
-        super().__init__()
-        self.decoder = decoder
-
-    def call(self, inputs):
-        x, s, *memory = inputs
-        return self.decoder.step(x, s, tuple(memory))
 
 
 def numpy_decoder(
@@ -133,3 +122,12 @@ def assert_close(got, expected, atol=1e-5):
     """For two tensors or arrays, or two structures of them."""
     for a, b in zip(keras.tree.flatten(got), keras.tree.flatten(expected), strict=True):
         np.testing.assert_allclose(*as_numpy(a, b), atol=atol)
+
+
+def from_the_manual(**names):
+    """Its functions and classes, by their names. They use `names`."""
+    text = (ROOT / "docs" / "layer.md").read_text(encoding="utf-8")
+    names |= {"keras": keras, "np": np, "ops": ops, "END": 0, "__name__": "manual"}
+    for code in re.findall(r"^((?:@[^\n]*\n)?(?:def|class) .*?)(?=^\S)", text, re.M | re.S):
+        exec(code, names)
+    return names

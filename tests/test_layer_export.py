@@ -7,8 +7,8 @@ from keras import layers, ops
 
 from attention_decoder import AttentionDecoder
 from oracle import (
-    BACKEND, IDS, MASK, SYMBOLS, OneStep, assert_close, only_tensorflow, only_torch, random_input,
-    random_layer,
+    BACKEND, IDS, MASK, SYMBOLS, assert_close, from_the_manual, only_tensorflow, only_torch,
+    random_input, random_layer,
 )  # fmt: skip
 
 if BACKEND == "tensorflow":
@@ -129,7 +129,7 @@ def one_step(masked, steps_in=4):
     arrays = [X[:, 0, :5], *map(ops.convert_to_numpy, (s, *memory))]
     shapes = [(None, 5), (None, 7), (None, None, 6), (None, None, 7), (None, None)]
     inputs = [keras.InputSpec(shape=shape, dtype=a.dtype) for shape, a in zip(shapes, arrays)]
-    return OneStep(decoder), arrays, [inputs]
+    return from_the_manual()["OneStep"](decoder), arrays, [inputs]
 
 
 @only_tensorflow

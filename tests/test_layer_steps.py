@@ -10,8 +10,8 @@ from keras import ops
 
 from attention_decoder import AttentionDecoder
 from oracle import (
-    BACKEND, MASK, NAMES, ROOT, SYMBOLS, OneStep, as_numpy, assert_close, numpy_decoder,
-    only_torch, random_input, random_layer,
+    BACKEND, ROOT, SYMBOLS, as_numpy, assert_close, from_the_manual, numpy_decoder, only_torch,
+    random_input, random_layer,
 )  # fmt: skip
 
 if BACKEND == "tensorflow":
@@ -29,34 +29,9 @@ def test_of_equal_outputs_argmax_feeds_the_first(dtype):
     assert np.all(np.isfinite(fed))
 
 
-def test_a_model_of_one_step_has_the_weights_and_keeps_them(tmp_path):
-    layer, w = random_layer()
-    x, s, memory = layer.start(random_input(), MASK)
-    model = OneStep(layer)
-    model([x, s, *memory])
-    assert [v.name for v in model.weights] == NAMES
-    model.set_weights([2 * value for value in w.values()])  # those of the layer
-    expected = layer.step(x, s, memory)
-    model.save_weights(tmp_path / "one.weights.h5")
-    again = OneStep(random_layer()[0])
-    again([x, s, *memory])
-    again.load_weights(tmp_path / "one.weights.h5")
-    for one in model, again:
-        assert_close(one.predict([x, s, *memory], verbose=0), expected)
-
-
 # The manual's functions and classes
 
 X = SYMBOLS.astype("int32")
-
-
-def from_the_manual(**names):
-    """All of them by their names. They use `names`."""
-    text = (ROOT / "docs" / "layer.md").read_text(encoding="utf-8")
-    names |= {"keras": keras, "np": np, "ops": ops, "END": 0, "__name__": "manual"}
-    for code in re.findall(r"^((?:@[^\n]*\n)?(?:def|class) .*?)(?=^\S)", text, re.M | re.S):
-        exec(code, names)
-    return names
 
 
 def random_encoder_and_decoder():
