@@ -42,13 +42,6 @@ def run_here(output, *flags):
     return stdout.getvalue()
 
 
-def start(*command, **kwargs):
-    """Starts Python in a process group of its own, as a shell does."""
-    pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
-    command = [sys.executable, *command]
-    return subprocess.Popen(command, **pipes, text=True, start_new_session=True, **kwargs)
-
-
 def finish(process, line=""):
     """Sends a line, and waits; returns exit status, output and error output."""
     stdout, stderr = process.communicate(line, timeout=200)
@@ -199,26 +192,26 @@ with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, **kwargs) 
 """
 
 
-def test_a_dask_cluster_gives_the_same_to_the_script_and_to_a_notebook(unbroken, tmp_path):
+def test_a_dask_cluster_gives_the_same_to_the_script_and_to_a_notebook(unbroken, tmp_path, start):
     """A cluster whose folder is another: it is sent the scripts."""
-    with start("-c", CLUSTER, cwd=tmp_path) as cluster:
-        address = cluster.stdout.readline().strip()
-        flags = [*FLAGS, "--output", tmp_path, "--scheduler", address]
-        status, stdout, stderr = finish(start(SCRIPT, *flags))
-        assert status == 0, stderr
-        assert determined(tmp_path, stdout) == determined(*unbroken)
-        run_here(tmp_path / "notebook", "--n-repeats", 1, "--scheduler", address)
-        _, repeats = determined(tmp_path / "notebook", "")
-        assert len(repeats) == 2 and repeats.items() <= determined(*unbroken)[1].items()
-        distributed.default_client().close()
-        _, transitions, _ = finish(cluster, "\n")
-        assert int(transitions) > 0
+    cluster = start("-c", CLUSTER, cwd=tmp_path)
+    address = cluster.stdout.readline().strip()
+    flags = [*FLAGS, "--output", tmp_path, "--scheduler", address]
+    status, stdout, stderr = finish(start(SCRIPT, *flags))
+    assert status == 0, stderr
+    assert determined(tmp_path, stdout) == determined(*unbroken)
+    run_here(tmp_path / "notebook", "--n-repeats", 1, "--scheduler", address)
+    _, repeats = determined(tmp_path / "notebook", "")
+    assert len(repeats) == 2 and repeats.items() <= determined(*unbroken)[1].items()
+    distributed.default_client().close()
+    _, transitions, _ = finish(cluster, "\n")
+    assert int(transitions) > 0
 
 
 # Runs that end early
 
 
-def test_ctrl_c_ends_it_at_once_while_it_compiles(tmp_path):
+def test_ctrl_c_ends_it_at_once_while_it_compiles(tmp_path, start):
     def listen_to_ctrl_c():
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in the background
 
@@ -290,7 +283,9 @@ runpy.run_path("compare.py", run_name="__main__")
 """
 
 
-def test_what_cannot_be_saved_ends_the_script_with_status_1_and_is_told_once(unbroken, tmp_path):
+def test_what_cannot_be_saved_ends_the_script_with_status_1_and_is_told_once(
+    unbroken, tmp_path, start
+):
     """A full disk, here a limit on the size of a file: the lines before stay whole."""
     path = tmp_path / "repeats.jsonl"
     limit = 3.5 * max(map(len, (unbroken[0] / path.name).read_text().splitlines()))

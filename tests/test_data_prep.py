@@ -68,7 +68,8 @@ def test_bad_input_is_told(call, message):
 
 
 def test_the_script_prints_a_sequence_its_vectors_and_a_pair():
-    printed = subprocess.check_output([sys.executable, data_prep.__file__], text=True)
+    command = [sys.executable, data_prep.__file__]
+    printed = subprocess.check_output(command, text=True, timeout=100)
     sequence, *vectors, decoded, shapes, pair = printed.splitlines()
     assert len(eval(sequence)) == 5 and decoded == sequence
     rows = [row.split() for row in "".join(vectors).strip("[]").split("] [")]

@@ -282,7 +282,8 @@ for B in 1, 32:
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="Linux tells the peak")
 def test_training_does_not_keep_each_tanh_in_memory():
     """Of all pairs of steps, B Tout Tin u numbers: here 469 MB."""
-    printed = subprocess.check_output([sys.executable, "-c", PEAKS], cwd=ROOT, text=True)
+    command = [sys.executable, "-c", PEAKS]
+    printed = subprocess.check_output(command, cwd=ROOT, text=True, timeout=300)
     before, after = map(int, printed.split()[-2:])
     assert after - before < 280 * 1024
 

@@ -167,7 +167,7 @@ def test_it_learns_keeps_what_it_learned_and_says_words(tmp_path, monkeypatch, r
 
     # As a user does, later and from another folder.
     command = [sys.executable, pronounce.__file__, "--output", folder, "--say", "Attention", *wrong]
-    stdout = subprocess.check_output(command, cwd=tmp_path, text=True)
+    stdout = subprocess.check_output(command, cwd=tmp_path, text=True, timeout=300)
     said = [f"{word} {phonemes}".rstrip() for word, phonemes in wrong.items()]
     assert stdout.splitlines()[1:11] == said and stdout.startswith("attention")
     assert picture.read_bytes().startswith(b"\x89PNG")

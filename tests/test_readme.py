@@ -42,7 +42,7 @@ def run_blocks(name, folder):
     shutil.copy(ROOT / "attention_decoder.py", folder)
     (folder / "blocks.py").write_text(python(TEXTS[name]), encoding="utf-8")
     command = [sys.executable, "blocks.py"]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return run.stdout, run.stderr
 
@@ -90,7 +90,7 @@ def test_a_section_of_the_manual_needs_no_names_but_of_those_that_it_names(tmp_p
         blocks = python(sections["In a Sequential model"]) + blocks_for(title)
         (tmp_path / f"section_{number}.py").write_text(blocks, encoding="utf-8")
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821", tmp_path]
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stdout
 
 

@@ -6,6 +6,7 @@ import pathlib
 import re
 import runpy
 import sys
+import time
 
 import jupyter_client
 import numpy as np
@@ -177,9 +178,11 @@ def test_a_notebook_survives_the_stop_button(tmp_path):
     manager, kernel = jupyter_client.manager.start_new_kernel(cwd=str(tmp_path), env=environment)
 
     def wait_for(pattern):
-        shown = ""
+        shown, deadline = "", time.monotonic() + 100
         while not re.search(pattern, shown):
-            shown += str(kernel.get_iopub_msg(timeout=100)["content"])
+            seconds = deadline - time.monotonic()
+            assert seconds > 0, f"{pattern} is not in {shown}"
+            shown += str(kernel.get_iopub_msg(timeout=seconds)["content"])
 
     try:
         kernel.execute("kept = 7\n%run attention.py")
