@@ -110,5 +110,6 @@ def main():
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()  # it takes no arguments
+    # It takes no arguments. Its help leaves out the title, as not all code pages have Chinese.
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2]).parse_args()
     main()

@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from data_prep import get_pairs, one_hot_decode
+from data_prep import get_pairs, get_pairs_in_parts, one_hot_decode
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings, but not what it is doing
@@ -85,7 +85,6 @@ def train(model, X, y, verbose=0, jit_compile=True, updates=None):
     if updates is None:
         # Not compiled: with this one, Keras makes what the model lacks, or says what does not fit.
         losses.append(float(update(model, X[:1], y[:1])))
-        bar.update(1, [("loss", losses[0])])
         updates = compile_updates(model, jit_compile)
     for start in range(len(losses), len(X), UPDATES_PER_CALL):
         n_pairs = min(UPDATES_PER_CALL, len(X) - start)
@@ -123,25 +122,43 @@ def compile_updates(model, jit_compile=True):
     return updates
 
 
+def in_notebook():
+    """Returns whether a notebook or a Python prompt runs this."""
+    return hasattr(sys, "ps1")  # what a prompt shows
+
+
 def progress_bar(target, unit_name, metrics, verbose=1):
     """Returns Keras' bar, which shows where the output is a terminal or a notebook, or nowhere."""
-    verbose = int(bool(verbose) and (sys.stdout.isatty() or hasattr(sys, "ps1")))
+    # Others put objects of their own there, without isatty, or None.
+    in_terminal = hasattr(sys.stdout, "isatty") and sys.stdout.isatty()
+    shown = verbose and sys.stdout is not None and (in_terminal or in_notebook())
     return keras.utils.Progbar(
-        target, verbose=verbose, stateful_metrics=metrics, unit_name=unit_name
+        target, verbose=int(bool(shown)), stateful_metrics=metrics, unit_name=unit_name
     )
 
 
 def evaluate(model, n_timesteps_in, n_timesteps_out, n_features, n_eval=100, rng=None):
     """Returns the exact-match accuracy on `n_eval` new pairs, in %: all steps right, or wrong."""
-    X, y = get_pairs(n_eval, n_timesteps_in, n_timesteps_out, n_features, rng)
-    pairs = zip(one_hot_decode(y), one_hot_decode(model(X)))
-    return 100 * sum(expected == predicted for expected, predicted in pairs) / n_eval
+    n_right = 0
+    for X, y in get_pairs_in_parts(n_eval, n_timesteps_in, n_timesteps_out, n_features, rng):
+        n_right += sum(expected == predicted for expected, predicted in answers(model, X, y))
+    return 100 * n_right / n_eval
 
 
 def spot_check(model, X, y):
     """Prints what the model makes of each pair beside what is right, one a line."""
-    for expected, predicted in zip(one_hot_decode(y), one_hot_decode(model(X))):
+    for expected, predicted in answers(model, X, y):
         print(f"Expected: {expected} Predicted {predicted}")
+
+
+def answers(model, X, y):
+    """Returns [(what is right, what the model makes of it)], lists of integers, for each pair."""
+    predicted = model(X)
+    if np.ndim(y) < len(predicted.shape):  # ids, which are integers already
+        expected = np.asarray(y).tolist()
+    else:
+        expected = one_hot_decode(y)
+    return list(zip(expected, one_hot_decode(predicted)))
 
 
 def main():
@@ -169,5 +186,6 @@ def main():
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()  # it takes no arguments
+    # It takes no arguments. Its help leaves out the title, as not all code pages have Chinese.
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2]).parse_args()
     main()

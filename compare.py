@@ -9,7 +9,10 @@ Run it with `python compare.py`; `python compare.py --help` shows what can be va
 """
 
 import argparse
+import contextlib
 import functools
+import hashlib
+import inspect
 import json
 import os
 import pathlib
@@ -19,19 +22,18 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from unittest import mock
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from data_prep import get_pairs
+from data_prep import get_pair, get_pairs_in_parts
 from baseline import (
     UPDATES_PER_CALL,
     baseline_model,
     compile_updates,
     evaluate,
+    in_notebook,
     progress_bar,
     train,
 )
@@ -39,14 +41,22 @@ from attention import attention_model
 import keras  # after baseline, which chooses its backend
 import tensorflow as tf
 
+# What is compared. One more is one more row: a function of n_timesteps_in, n_features and n_units
+# that returns a compiled model.
 MODELS = {"baseline": baseline_model, "attention": attention_model}
+# The article's names for them, and those in the picture. A model that has none goes by its row's.
 TITLES = {"baseline": "Encoder-Decoder Model", "attention": "Encoder-Decoder With Attention Model"}
-LABELS = {"baseline": "without attention", "attention": "with attention"}  # in the picture
+LABELS = {"baseline": "without attention", "attention": "with attention"}
 SETTINGS = "n_timesteps_in n_timesteps_out n_features n_units n_updates n_eval".split()
 WINDOW = 50  # a point of the loss curves is the mean of so many updates
+SCRIPTS = [
+    pathlib.Path(__file__).resolve().with_name(f"{name}.py")
+    for name in ("data_prep", "baseline", "attention_decoder", "attention", "compare")
+]
 
-COMPILED = {}  # {what models are made by: the updates compiled for all of them}
-COMPILING = {name: threading.Lock() for name in MODELS}
+IMPORTED = {path: path.read_bytes() for path in SCRIPTS}  # what a file held when it was imported
+COMPILED = {}  # {what models are made by: the updates compiled for all of them, or None}
+COMPILING = {}  # {what models are made by: the lock that is held meanwhile}
 MAKING = threading.Lock()  # one model at a time
 
 
@@ -60,45 +70,113 @@ def train_evaluate_model(
     (n_updates,). `updates` are those of `train`.
     """
     rng = np.random.default_rng(rng)
-    X, y = get_pairs(n_updates, n_timesteps_in, n_timesteps_out, n_features, rng)
-    losses = train(model, X, y, updates=updates)
+    losses = []
+    for X, y in get_pairs_in_parts(n_updates, n_timesteps_in, n_timesteps_out, n_features, rng):
+        losses.append(train(model, X, y, updates=updates))
+        updates = updates or compile_updates(model)  # for all parts to come
     accuracy = evaluate(model, n_timesteps_in, n_timesteps_out, n_features, n_eval, rng)
-    return accuracy, losses
+    return accuracy, np.concatenate(losses)
 
 
-def handles_of(model):
-    """Returns TensorFlow's handles of all variables that an update of the model changes."""
+@contextlib.contextmanager
+def random_numbers_of(seed):
+    """Within it, the seed alone determines what Keras draws for a model's first weights.
+
+    Keras draws their seeds from random.randint, which other threads, also Dask's, advance.
+    """
+    randint = random.randint
+    random.randint = random.Random(seed).randint
+    try:
+        keras.utils.set_random_seed(seed)
+        yield
+    finally:
+        random.randint = randint
+
+
+def handles_of(model, y):
+    """Returns TensorFlow's handles of the variables that Keras knows an update to change.
+
+    y is any pair's, an array (1, ...).
+    """
     # Keras makes some of them with the first update, which is still to come.
-    y = tf.zeros((1, *model.output_shape[1:]))
-    model.optimizer.build(model.trainable_variables)
-    model.compute_metrics(None, y, y)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    model.compute_metrics(None, y, tf.zeros((1, *model.output_shape[1:])))
     variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
     return [variable.handle for variable in variables]
 
 
-def compile_shared_updates(model):
+def compile_shared_updates(model, X, y, jit_compile=True):
     """Returns `compile_updates(model)`, compiled, for all models that are made like this one.
 
     It takes the handles of a model's variables before the other arguments, and updates these. (To
-    TensorFlow, the variables of the model that it traces are inputs like others.)
+    TensorFlow, the variables of the model that it traces are inputs like others.) X and y are any
+    pair. Returns None if an update uses a tensor or a variable that Keras does not list: it would
+    be the first model's for all of them. Plain numbers that the function draws or looks up while it
+    makes a model cannot be told from others, and are the first model's.
     """
-    shapes = model.input_shape, model.output_shape
-    X, y = (tf.zeros((UPDATES_PER_CALL, *shape[1:])) for shape in shapes)
-    arguments = X, y, tf.constant(0)
-    handles = handles_of(model)
-    traced = compile_updates(model).get_concrete_function(*arguments)
-    places = {id(handle): place for place, handle in enumerate(handles)}
+    pairs = (np.repeat(array, UPDATES_PER_CALL, axis=0) for array in (X, y))
+    arguments = *map(tf.constant, pairs), tf.constant(0)
+    handles = handles_of(model, y)
+    traced = compile_updates(model, jit_compile).get_concrete_function(*arguments)
+    # Which of the handles it takes, and in what order.
+    place_of = {id(handle): place for place, handle in enumerate(handles)}
+    places = [place_of.get(id(tensor)) for tensor in traced.captured_inputs]
+    if None in places:
+        return None
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=jit_compile)
     def updates(handles, *arguments):
-        inputs = [handles[places[id(t)]] if id(t) in places else t for t in traced.captured_inputs]
+        # A call of `traced` with the variables of another model in place of its own.
         (losses,) = tf.raw_ops.StatefulPartitionedCall(
-            args=[*arguments, *inputs], Tout=["float32"], f=traced
+            args=[*arguments, *(handles[place] for place in places)], Tout=["float32"], f=traced
         )
         return losses
 
     updates(handles, *arguments)  # XLA compiles it in the first call, here for no pairs
     return updates
+
+
+def shared_updates(function, model, n_units, n_in, n_out, n_features):
+    """Returns the `updates` of `train` for a model that the function made, or None for its own.
+
+    Compiling takes longer than a training: the first repeat of a model does it for all of them.
+    """
+    if not (model.compiled and hasattr(model, "output_shape")):
+        return None  # Keras does not know its variables yet
+    code = getattr(function, "__code__", None)  # a notebook may reload it into the same function
+    made_by = function, code, n_units, n_in, n_out, n_features
+    X, y = get_pair(n_in, n_out, n_features)
+    with COMPILING.setdefault(made_by, threading.Lock()):
+        if made_by not in COMPILED:
+            COMPILED[made_by] = compile_shared_updates(model, X, y)
+    if COMPILED[made_by] is None:
+        return None
+    return functools.partial(COMPILED[made_by], handles_of(model, y))
+
+
+def digest_of(function):
+    """Returns a digest of the scripts and of the file that the function stands in.
+
+    Returns None where it would be a guess: for a function that stands in no file, as one that was
+    typed into a notebook, or was made by another one, and for files that changed after the import.
+    """
+    if not inspect.isfunction(function) or function.__closure__:
+        return None
+    digest = hashlib.sha256()
+    files = {*SCRIPTS, pathlib.Path(inspect.getfile(function)).resolve()}
+    for path in sorted(files, key=lambda path: path.name):
+        content = path.read_bytes() if path.exists() else None
+        if content is None or IMPORTED.setdefault(path, content) != content:
+            return None
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def made_with(name):
+    """Returns what a model's results depend on beside the settings; its lines hold it, too."""
+    versions = {"keras": keras.__version__, "tensorflow": tf.__version__}
+    return {"scripts": digest_of(MODELS[name]), **versions}
 
 
 def run_repeat(name, seed, settings):
@@ -109,38 +187,32 @@ def run_repeat(name, seed, settings):
     """
     problem = dict(settings)
     n_units = problem.pop("n_units")
-    n_in, n_features = problem["n_timesteps_in"], problem["n_features"]
-    # Keras draws the seeds of a model's weights from random.randint, which the other threads, also
-    # Dask's, must not advance meanwhile.
-    with MAKING, mock.patch("random.randint", random.Random(seed).randint):
-        keras.utils.set_random_seed(seed)
+    n_in, n_out, n_features = (problem[setting] for setting in SETTINGS[:3])
+    with MAKING, random_numbers_of(seed):
         model = MODELS[name](n_in, n_features, n_units)
-    # Compiling takes longer than a training: the first repeat of a model does it for all of them.
-    made_by = MODELS[name], n_in, n_features, n_units
-    with COMPILING[name]:
-        if made_by not in COMPILED:
-            COMPILED[made_by] = compile_shared_updates(model)
-    updates = functools.partial(COMPILED[made_by], handles_of(model))
+    updates = shared_updates(MODELS[name], model, n_units, n_in, n_out, n_features)
     start = time.perf_counter()
     accuracy, losses = train_evaluate_model(model, **problem, rng=seed, updates=updates)
     seconds = time.perf_counter() - start
     losses = [float(losses[i : i + WINDOW].mean()) for i in range(0, len(losses), WINDOW)]
     repeat = {"model": name, "seed": seed, "accuracy": accuracy, "seconds": seconds}
-    return {**repeat, "n_weights": model.count_params(), **settings, "losses": losses}
+    repeat["n_weights"] = model.count_params()
+    return {**repeat, **settings, **made_with(name), "losses": losses}
 
 
 def run_repeats(submit, missing, settings, path):
     """Runs the repeats (name, seed) and saves each when it has ended.
 
     `submit` starts `run_repeat` with its arguments and returns a future. Returns {(name, seed):
-    repeat}. On a terminal or in a notebook, a bar counts them and shows the mean accuracies so far.
-    An error ends it: what has not started is cancelled, and what is saved stays.
+    repeat}. On a terminal or in a notebook, a bar counts them and shows the mean accuracies so far;
+    elsewhere, the error output has a line for each. An error ends it: what has not started is
+    cancelled, and what is saved stays.
     """
     if not missing:
         return {}
     bar = progress_bar(len(missing), "training", list(MODELS))
     if bar.verbose:
-        print("Compiling both models takes some seconds.")
+        print("Compiling takes some seconds.")
     bar.update(0)
     futures = [submit(name, seed, settings) for name, seed in missing]
     repeats, accuracies = {}, {name: [] for name in MODELS}
@@ -148,16 +220,25 @@ def run_repeats(submit, missing, settings, path):
         for future in as_completed(futures):
             repeat = future.result()
             save_repeat(path, repeat)
-            repeats[repeat["model"], repeat["seed"]] = repeat
-            accuracies[repeat["model"]].append(repeat["accuracy"])
+            name, seed, accuracy = repeat["model"], repeat["seed"], repeat["accuracy"]
+            repeats[name, seed] = repeat
+            accuracies[name].append(accuracy)
             means = [(name, np.mean(values)) for name, values in accuracies.items() if values]
             bar.update(len(repeats), means)
+            if not bar.verbose:
+                tell(f"{len(repeats)} of {len(missing)}: {name}, seed {seed}, {accuracy:.2f} %")
     except BaseException:
         for future in futures:
             future.cancel()
-        print(f"\n{len(repeats)} of {len(missing)} trainings are saved in {path}", file=sys.stderr)
+        tell(f"\n{len(repeats)} of {len(missing)} trainings are saved in {path}")
         raise
     return repeats
+
+
+def tell(text):
+    """Prints a line on the error output, where there is one."""
+    if sys.stderr is not None:  # print would write to standard output
+        print(text, file=sys.stderr)
 
 
 def threads(jobs):
@@ -169,89 +250,139 @@ def threads(jobs):
 
 
 def cluster(address):
-    """The type of a flag that takes the address of a Dask scheduler; returns its `submit`."""
-    try:
-        from distributed import Client  # only clusters need it
+    """Returns the `submit` of the Dask cluster with this scheduler, which is sent the scripts."""
+    from distributed import Client  # only clusters need it
+    from distributed.diagnostics.plugin import UploadFile
 
-        client = Client(address, timeout=20)
-    except (ImportError, OSError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"{address}: {error}") from None
-    for name in ("data_prep", "baseline", "attention_decoder", "attention", "compare"):
-        client.upload_file(str(pathlib.Path(__file__).with_name(f"{name}.py")))
+    client = Client(address, timeout=20)
+    functions = [function for function in MODELS.values() if inspect.isfunction(function)]
+    files = [pathlib.Path(inspect.getfile(function)).resolve() for function in functions]
+    *others, compare = SCRIPTS
+    # In the order in which they import each other; the scheduler itself needs none of them.
+    for path in dict.fromkeys([*others, *filter(pathlib.Path.exists, files), compare]):
+        client.register_plugin(UploadFile(str(path)), name=path.name)
 
     def run_there(name, seed, settings):
-        from compare import run_repeat  # the file that was sent, with what it has compiled
+        from compare import MODELS, run_repeat  # the file that was sent, with what it has compiled
 
+        if name not in MODELS:
+            raise ValueError(f"a cluster trains the MODELS of compare.py: {name!r} is not there")
         return run_repeat(name, seed, settings)
 
     return functools.partial(client.get_executor(pure=False).submit, run_there)
 
 
 def save_repeat(path, repeat):
-    """Adds a line to the file, and ends one that is torn: by a killed run, or a full disk."""
-    line = json.dumps(repeat) + "\n"
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        line = "\n" + line
-    with open(path, "a") as file:
-        file.write(line)
+    """Adds a line to the file."""
+    mend_end(path)  # another run may have been killed meanwhile
+    with open(path, "ab") as file:
+        file.write(json.dumps(repeat).encode() + b"\n")
 
 
-def read_repeats(path, settings):
-    """Returns {(name, seed): repeat} of the file's last repeats with these settings."""
-    repeats = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            repeat = json.loads(line)
-        except ValueError:  # torn
+def mend_end(path):
+    """Cuts a torn line from the file's end, which a killed run or a full disk has left."""
+    if not path.exists() or path.read_bytes().endswith(b"\n"):
+        return
+    time.sleep(0.2)  # unless another run is just writing it
+    content = path.read_bytes()
+    line = content[content.rfind(b"\n") + 1 :]
+    if from_json(line) is not None:  # it lacks its end alone
+        with open(path, "ab") as file:
+            file.write(b"\n")
+    elif line:
+        os.truncate(path, len(content) - len(line))
+        tell(f"Cut from the end of {path}: a torn line of {len(line)} bytes")
+
+
+def from_json(line):
+    """Returns the value that a line of bytes holds, or None, if it is torn."""
+    try:
+        return json.loads(line)
+    except ValueError:  # also if it is not in UTF-8
+        return None
+
+
+def read_repeats(path, settings, asked):
+    """Returns {(name, seed): repeat} of the file's last lines with these settings, and a number.
+
+    Of the repeats (name, seed) that are asked for, it is that of those that only other scripts or
+    versions made.
+    """
+    with_others, repeats = set(), {}
+    now = {name: made_with(name) for name, _ in asked}
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        repeat = from_json(line)
+        if not (isinstance(repeat, dict) and settings.items() <= repeat.items()):
             continue
-        if settings.items() <= repeat.items():
-            repeats[repeat["model"], repeat["seed"]] = repeat
-    return repeats
+        key = repeat.get("model"), repeat.get("seed")
+        if key in asked:
+            made = now[key[0]]
+            if made["scripts"] and made.items() <= repeat.items():
+                repeats[key] = repeat
+            else:
+                with_others.add(key)
+    return repeats, len(with_others - repeats.keys())
 
 
 def print_statistics(results):
-    """Prints how the accuracies of {name: repeats} spread, and each model's size and time."""
-    print(f"{'Accuracy in %':36}  mean   std  least  greatest  weights  seconds a training")
+    """Prints how the accuracies of {name: repeats} spread, and each model's size and time.
+
+    Then how much the means of the others differ from the first one's.
+    """
+    titles = [TITLES.get(name, name) for name in results]
+    width = max(36, *map(len, titles))
+    print(f"{'Accuracy in %':{width}}  mean   std  least  greatest  weights  seconds a training")
     means = []
-    for name, repeats in results.items():
+    for title, repeats in zip(titles, results.values()):
         values = [repeat["accuracy"] for repeat in repeats]
         means.append(np.mean(values))
         std = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else "-"
         seconds = np.median([repeat["seconds"] for repeat in repeats])
         print(
-            f"{TITLES[name]:36} {means[-1]:5.2f} {std:>5} {min(values):6.2f} {max(values):9.2f} "
+            f"{title:{width}} {means[-1]:5.2f} {std:>5} {min(values):6.2f} {max(values):9.2f} "
             f"{repeats[0]['n_weights']:8,} {seconds:19.2f}"
         )
-    print(f"{'Difference':36} {means[1] - means[0]:5.2f}")
+    if len(titles) == 2:
+        titles[1] = "Difference"
+    elif len(titles) > 2:
+        print(f"Difference from {titles[0]}")
+    for title, mean in zip(titles[1:], means[1:]):
+        print(f"{title:{width}} {mean - means[0]:5.2f}")
 
 
 def plot_comparison(path, results):
     """Writes a picture of {name: repeats}: the losses with their spread, and the accuracies."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    labels = [LABELS.get(name, name) for name in results]
+    # The boxes lie: so there is room for long names, and for many.
+    figure = Figure(figsize=(10, max(4, 0.4 * len(labels))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for i, (name, repeats) in enumerate(results.items()):
+    for i, repeats in enumerate(results.values()):
         losses = np.array([repeat["losses"] for repeat in repeats])
         mean, std = losses.mean(axis=0), losses.std(axis=0, ddof=len(losses) > 1)
         updates = WINDOW * np.arange(1, len(mean) + 1)
-        left.plot(updates, mean, label=LABELS[name])
+        left.plot(updates, mean)
         left.fill_between(updates, mean - std, mean + std, alpha=0.2)
         accuracies = [repeat["accuracy"] for repeat in repeats]
-        median = {"color": "black"}
-        right.boxplot(accuracies, positions=[i], widths=0.5, showfliers=False, medianprops=median)
+        right.boxplot(
+            accuracies, positions=[i], widths=0.5, orientation="horizontal", showfliers=False,
+            medianprops={"color": "black"},
+        )  # fmt: skip
         # side by side, so that equal ones do not cover each other
         beside = np.linspace(-0.15, 0.15, len(accuracies))
-        right.plot(i + beside, accuracies, "o", alpha=0.6)
+        right.plot(accuracies, i + beside, "o", alpha=0.6)
     left.set(xlabel="update", ylabel="loss, mean and standard deviation", ylim=(0, None))
-    left.legend()
-    right.set_xticks(range(len(results)), [LABELS[name] for name in results])
-    right.set(ylabel="exact-match accuracy in %", ylim=(-3, 103))
+    for text in left.legend(left.lines, labels).get_texts():
+        text.set_parse_math(False)
+    right.set_yticks(range(len(labels)), labels, parse_math=False)
+    right.set(xlabel="exact-match accuracy in %", xlim=(-3, 103))
+    right.invert_yaxis()  # from top to bottom, as in the legend
     figure.savefig(path, dpi=120)
 
 
 def parse_arguments(argv):
     """Returns the values of the flags, and makes the folder for the results."""
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[1],
+        description=(__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
 
@@ -266,17 +397,32 @@ def parse_arguments(argv):
     flag("--n-eval", 1, 100, "new pairs for the accuracy")
     flag("--n-repeats", 1, 10, "trainings of each model")
     flag("--seed", 0, 0, "of the first repeat; the same gives the same numbers")
-    flag("--jobs", 1, os.cpu_count(), "trainings at a time")
+    flag("--jobs", 1, n_cores(), "trainings at a time")
     parser.add_argument("--output", default="results", help="folder for the results")
     parser.add_argument("--resume", action="store_true", help="train only what OUTPUT lacks")
-    parser.add_argument(
-        "--scheduler", type=cluster, help="train on the Dask cluster at tcp://HOST:PORT"
-    )
+    parser.add_argument("--scheduler", help="train on the Dask cluster at tcp://HOST:PORT")
     args = parser.parse_args(argv or [])  # a notebook has a command line of its own
     if args.n_timesteps_out > args.n_timesteps_in:
         parser.error(f"argument --n-timesteps-out: must be at most {args.n_timesteps_in}")
+    if args.seed + args.n_repeats > 2**32:  # Keras takes 32 bits
+        parser.error("argument --seed: must be at most 4294967295 in the last repeat")
+    args.submit = None
+    if args.scheduler:
+        try:
+            args.submit = cluster(args.scheduler)
+        except Exception as error:  # of the address, the network, or of what a worker lacks
+            parser.error(f"argument --scheduler: {args.scheduler}: {error}")
     make_output(parser, args.output)
     return args
+
+
+def n_cores():
+    """Returns how many cores this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
+        return os.process_cpu_count()
+    if hasattr(os, "sched_getaffinity"):  # on Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def make_output(parser, path):
@@ -300,6 +446,9 @@ def at_least(least):
 
 
 def main(argv=None):
+    if hasattr(sys.stdout, "reconfigure"):  # a code page may lack letters of a name or of OUTPUT
+        sys.stdout.reconfigure(errors="backslashreplace")
+
     # Configure the problem.
     args = parse_arguments(argv)
     settings = {name: getattr(args, name) for name in SETTINGS}
@@ -307,19 +456,22 @@ def main(argv=None):
     path = pathlib.Path(args.output, "repeats.jsonl")
 
     # Train what is not there yet.
-    known = read_repeats(path, settings) if args.resume else {}
-    missing = []
-    for seed in seeds:
-        for name in ("attention", "baseline"):  # the longer training first
-            if (name, seed) not in known:
-                missing.append((name, seed))
-    submit = args.scheduler or threads(min(args.jobs, len(missing) or 1))
-    repeats = known | run_repeats(submit, missing, settings, path)
+    mend_end(path)
+    missing = asked = [(name, seed) for seed in seeds for name in MODELS]
+    repeats = {}
+    if args.resume:
+        repeats, n_left = read_repeats(path, settings, asked)
+        tell(f"Taken over from {path}: {len(repeats)} of {len(asked)} trainings")
+        if n_left:
+            tell(f"Left there: {n_left} that other scripts or versions made")
+        missing = [key for key in asked if key not in repeats]
+    submit = args.submit or threads(min(args.jobs, len(missing) or 1))
+    repeats |= run_repeats(submit, missing, settings, path)
 
     # Print the results in the article's order.
     results = {}
     for name in MODELS:
-        print(TITLES[name])
+        print(TITLES.get(name, name))
         results[name] = [repeats[name, seed] for seed in seeds]
         for repeat in results[name]:
             print(round(repeat["accuracy"], 2))
@@ -332,13 +484,14 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    if hasattr(sys, "ps1"):  # %run in a notebook, whose kernel must not end with it
+    if in_notebook():  # whose kernel must not end with it
         main(sys.argv[1:])
     else:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, threads and all
         try:
             main(sys.argv[1:])
         except Exception:
-            traceback.print_exc()
-            sys.stdout.flush()
-            os._exit(1)  # at once: other trainings may still run
+            # Other trainings may still run: Python would wait for them before it ends.
+            sys.excepthook(*sys.exc_info())
+            print(end="", flush=hasattr(sys.stdout, "flush"))
+            os._exit(1)

@@ -11,6 +11,8 @@ import argparse
 
 import numpy as np
 
+PAIRS_AT_ONCE = 10_000  # in memory, of those that are drawn in parts
+
 
 def generate_sequence(length, n_unique, rng=None):
     """Returns a list of `length` random integers from 0 ... n_unique - 1."""
@@ -26,7 +28,9 @@ def one_hot_encode(sequence, n_unique):
     whole = values.size > 0 and values.dtype.kind in "iuf" and np.all(values == np.floor(values))
     if not (whole and np.all((values >= 0) & (values < n_unique))):
         raise ValueError(f"sequence must hold integers from 0 to {n_unique - 1}, got {sequence}")
-    return np.eye(n_unique, dtype="float32")[values.astype(int)]
+    encoded = np.zeros((*values.shape, n_unique), dtype="float32")
+    np.put_along_axis(encoded, values.astype(int)[..., None], 1, axis=-1)
+    return encoded
 
 
 def one_hot_decode(encoded_seq):
@@ -55,6 +59,15 @@ def get_pairs(n_pairs, n_in, n_out, n_unique, rng=None):
     return one_hot_encode(sequences_in, n_unique), one_hot_encode(sequences_out, n_unique)
 
 
+def get_pairs_in_parts(n_pairs, n_in, n_out, n_unique, rng=None):
+    """Yields the pairs that `get_pairs` returns, X and y of up to PAIRS_AT_ONCE at a time."""
+    rng = np.random.default_rng(rng)
+    if n_pairs < 1:
+        raise ValueError(f"n_pairs must be at least 1, got {n_pairs}")
+    for start in range(0, n_pairs, PAIRS_AT_ONCE):
+        yield get_pairs(min(PAIRS_AT_ONCE, n_pairs - start), n_in, n_out, n_unique, rng)
+
+
 def main():
     # Configure the problem.
     n_features = 50
@@ -76,5 +89,6 @@ def main():
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()  # it takes no arguments
+    # It takes no arguments. Its help leaves out the title, as not all code pages have Chinese.
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2]).parse_args()
     main()

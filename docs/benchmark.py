@@ -21,7 +21,8 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from baseline import compile_updates, train  # noqa: E402
-from compare import MODELS, get_pairs  # noqa: E402
+from data_prep import get_pairs  # noqa: E402
+from compare import MODELS  # noqa: E402
 from attention_decoder import AttentionDecoder  # noqa: E402
 import keras  # noqa: E402
 

@@ -1,11 +1,14 @@
 """compare.py as a user runs it: what it prints, keeps and draws; stopped, resumed, on a cluster."""
 
 import contextlib
+import functools
 import io
+import itertools
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +19,13 @@ from unittest import mock
 import distributed
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import compare
 from baseline import evaluate, train
 from data_prep import get_pairs
 import keras
+import tensorflow as tf
 
 SCRIPT = pathlib.Path(compare.__file__)
 SEEDS = range(7, 11)
@@ -107,6 +112,64 @@ def test_the_statistics_are_right(capsys):
     assert capsys.readouterr().out == STATISTICS
 
 
+def test_with_more_models_each_ones_difference_from_the_first_is_shown(capsys):
+    """A name without a title stands for itself, however long."""
+    repeats = {"n_weights": 1234, "seconds": 1}
+    means = {"attention": 90, "a model with a name of forty-two letters!!": 95, "third": 7.5}
+    results = {name: [{**repeats, "accuracy": mean}] for name, mean in means.items()}
+    compare.print_statistics(results)
+    header, *rows, difference, second, third = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in (header, *rows)}) == 1
+    assert [line[:42].rstrip() for line in rows] == [compare.TITLES["attention"], *[*means][1:]]
+    assert difference == "Difference from Encoder-Decoder With Attention Model"
+    assert second.split()[-1] == "5.00" and third.split() == ["third", "-82.50"]
+    compare.print_statistics({"third": results["third"]})
+    assert "Difference" not in capsys.readouterr().out
+
+
+def with_a_gru(n_timesteps_in, n_features, n_units):
+    """The model of a user, of a file of his."""
+    model = keras.Sequential([keras.Input((n_timesteps_in, n_features))])
+    model.add(keras.layers.GRU(n_units, return_sequences=True))
+    model.add(keras.layers.Dense(n_features, activation="softmax"))
+    model.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["acc"])
+    return model
+
+
+def test_a_row_more_or_less_is_a_model_more_or_less(unbroken, tmp_path, monkeypatch):
+    monkeypatch.setitem(compare.MODELS, "mine", with_a_gru)
+    stdout, repeats = determined(tmp_path, run_here(tmp_path, "--n-repeats", 2))
+    *_, (title, first, second, mean), statistics, _ = map(str.splitlines, stdout.split("\n\n"))
+    accuracies = [repeats["mine", seed]["accuracy"] for seed in (7, 8)]
+    assert title == "mine" and [float(first), float(second)] == np.round(accuracies, 2).tolist()
+    assert mean == f"Mean Accuracy: {np.mean(accuracies):.2f}%" and "mine" in statistics[-1]
+    assert repeats.pop(("mine", 7))["losses"] != repeats.pop(("mine", 8))["losses"]
+    assert repeats.items() <= determined(*unbroken)[1].items()
+
+    monkeypatch.setattr(compare, "MODELS", {"attention": compare.MODELS["attention"]})
+    stdout = run_here(tmp_path, "--n-repeats", 2, "--resume")
+    assert stdout.startswith(compare.TITLES["attention"]) and "Difference" not in stdout
+
+
+def test_the_picture_has_room_for_five_models_with_long_names(tmp_path, monkeypatch):
+    """No name touches another, and all are in the picture."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    repeats = [{"losses": [3.0, 2.0, 1.0], "accuracy": accuracy} for accuracy in (10, 50, 90)]
+    names = [*compare.MODELS, *("$x_$ and twenty-five more " + letter * 4 for letter in "abc")]
+    compare.plot_comparison(tmp_path / "picture.png", dict.fromkeys(names, repeats))
+    (figure,) = figures
+    figure.draw_without_rendering()
+    left, right = figure.axes
+    expected = [*compare.LABELS.values(), *names[2:]]
+    for labels in left.get_legend().get_texts(), right.get_yticklabels():
+        assert [label.get_text() for label in labels] == expected
+        boxes = [label.get_window_extent() for label in labels]
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+        assert all(figure.bbox.count_contains(box.corners()) == 4 for box in boxes)
+    assert left.bbox.width > 300 and right.bbox.width > 150
+
+
 def test_each_training_is_a_line_of_what_train_and_evaluate_give(unbroken):
     output, _ = unbroken
     assert {path.name for path in output.iterdir()} == {"repeats.jsonl", "comparison.png"}
@@ -124,6 +187,9 @@ def test_each_training_is_a_line_of_what_train_and_evaluate_give(unbroken):
             "seconds": repeats[name, 9]["seconds"],
             "n_weights": model.count_params(),
             **SMALL,
+            "scripts": compare.digest_of(make_model),
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
             "losses": pytest.approx([losses[i : i + 50].mean() for i in range(0, 1990, 50)], 1e-4),
         }
 
@@ -148,6 +214,64 @@ def test_train_evaluate_model_as_the_article_calls_it():
     model = compare.MODELS["baseline"](2, 6, 5)
     accuracy, losses = compare.train_evaluate_model(model, 2, 1, 6, n_updates=10)
     assert 0 <= accuracy <= 100 and losses.shape == (10,)
+
+
+# Wherever its output goes
+
+
+class Logger:
+    """What people put in place of the standard output, to keep a log."""
+
+    def __init__(self):
+        self.written = ""
+
+    def write(self, text):
+        self.written += text
+
+
+def test_without_a_bar_the_error_output_tells_each_training(tmp_path, monkeypatch, capsys):
+    """Also where the standard output is no file, or there is none."""
+    for number, stdout in enumerate([Logger(), None]):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        compare.main([*FLAGS, "--n-repeats", "1", "--output", str(tmp_path / str(number))])
+        told = sorted(line.split(": ")[1] for line in capsys.readouterr().err.splitlines())
+        assert told == sorted(
+            f"{name}, seed {seed}, {repeat['accuracy']:.2f} %"
+            for (name, seed), repeat in repeats_in(tmp_path / str(number)).items()
+        )
+        if stdout:
+            assert stdout.written.count("Mean Accuracy") == 2
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "stdout", Logger())
+    compare.tell("where there is no error output, nothing")
+    assert sys.stdout.written == ""
+
+
+# Without these, a traceback; with the third, the standard output of an error.
+NOWHERE = "import sys; sys.{} = None; sys.argv = ['compare.py', *sys.argv[1:]]; "
+NOWHERE += "import runpy, baseline; baseline.train = None; "
+NOWHERE += "runpy.run_path('compare.py', run_name='__main__')"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_an_error_ends_it_with_status_1_without_an_output(stream, tmp_path, start):
+    command = ["-c", NOWHERE.format(stream), *FLAGS, "--n-repeats", "1", "--output", tmp_path]
+    status, stdout, stderr = finish(start(*command, cwd=SCRIPT.parent))
+    assert (status, stdout) == (1, "")
+    assert ("TypeError: 'NoneType' object is not callable" in stderr) == (stream == "stdout")
+
+
+def test_names_and_folders_are_printed_under_any_code_page(tmp_path, monkeypatch):
+    """Of what was trained already: `unbroken` would do, but for a name in Chinese."""
+    monkeypatch.setitem(compare.TITLES, "attention", "有注意力")
+    for encoding, title in ("cp1252", "\\u6709"), ("ascii", "\\u6709"), ("gbk", "有注意力"):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+        monkeypatch.setattr(sys, "stdout", stdout)
+        flags = ["--n-repeats", "1", "--resume", "--output", str(tmp_path / "结果")]
+        compare.main([*FLAGS, *flags])
+        stdout.flush()
+        printed = stdout.buffer.getvalue().decode(encoding)
+        assert title in printed and "Written: " in printed
 
 
 # The same by any number of threads and machines
@@ -183,19 +307,24 @@ def test_what_is_compiled_for_one_model_is_not_for_one_that_is_made_otherwise(mo
 
 
 CLUSTER = """
+import sys
+sys.modules["keras"] = None  # where it is not installed, an import of it fails, too
 from distributed import LocalCluster
 kwargs = {"protocol": "tcp", "dashboard_address": None, "silence_logs": 50}
-with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, **kwargs) as cluster:
+with LocalCluster(n_workers=int(sys.argv[1]), processes=False, **kwargs) as cluster:
     print(cluster.scheduler_address, flush=True)
     input()
     print(cluster.scheduler.transition_counter)  # 0 where nothing was to do
 """
+WORKER = "-m distributed.cli.dask_worker --no-nanny --no-dashboard --nthreads 1".split()
 
 
 def test_a_dask_cluster_gives_the_same_to_the_script_and_to_a_notebook(unbroken, tmp_path, start):
-    """A cluster whose folder is another: it is sent the scripts."""
-    cluster = start("-c", CLUSTER, cwd=tmp_path)
+    """A scheduler without Keras, and two workers in another folder: these are sent the scripts."""
+    cluster = start("-c", CLUSTER, "0", cwd=tmp_path)
     address = cluster.stdout.readline().strip()
+    for _ in range(2):
+        start(*WORKER, address, cwd=tmp_path)
     flags = [*FLAGS, "--output", tmp_path, "--scheduler", address]
     status, stdout, stderr = finish(start(SCRIPT, *flags))
     assert status == 0, stderr
@@ -206,6 +335,16 @@ def test_a_dask_cluster_gives_the_same_to_the_script_and_to_a_notebook(unbroken,
     distributed.default_client().close()
     _, transitions, _ = finish(cluster, "\n")
     assert int(transitions) > 0
+
+
+def test_what_a_worker_lacks_is_told_as_the_flags_error(tmp_path, start, capsys):
+    address = start("-c", CLUSTER, "1", cwd=tmp_path).stdout.readline().strip()
+    with pytest.raises(SystemExit) as refused:
+        run_here(tmp_path / "results", "--scheduler", address)
+    assert refused.value.code == 2 and not (tmp_path / "results").exists()
+    *_, message = capsys.readouterr().err.splitlines()
+    assert f"error: argument --scheduler: {address}: " in message and "keras" in message
+    distributed.default_client().close()
 
 
 # Runs that end early
@@ -230,23 +369,158 @@ def test_ctrl_c_ends_it_at_once_while_it_compiles(tmp_path, start):
     assert time.monotonic() - before < 2
 
 
-def test_stopped_and_resumed_equals_unbroken(unbroken, tmp_path):
+def test_stopped_and_resumed_equals_unbroken(unbroken, tmp_path, capsys):
     """Resumed twice: the second time, nothing is left to do."""
-    output = tmp_path / "résultats"  # few encodings have it
+    output = tmp_path / "my résultats 结果"  # few encodings have it
     path, picture = output / "repeats.jsonl", output / "comparison.png"
     output.mkdir()
     *finished, torn, _ = (unbroken[0] / path.name).read_text().splitlines(keepends=True)[:5]
     path.write_text("".join(finished) + torn[:40])  # it was killed while it wrote
-    stopped = path.read_text() + "\n"
-    for jobs in (1, 2):
+    for jobs, known in (1, 3), (2, 8):
         stdout = run_here(output, "--resume", "--jobs", jobs)
         assert os.environ["TF_NUM_INTRAOP_THREADS"] == "1"  # also where nothing is left
-        lines = path.read_text()
-        assert lines.startswith(stopped)  # these were not run again
-        assert lines.count("\n") == 2 * len(SEEDS) + 1
+        assert path.read_text().startswith("".join(finished))  # these were not run again
         picture.unlink()  # fails if it was not drawn
-    path.write_text(lines.replace(torn[:40] + "\n", ""))
+        told = capsys.readouterr().err.splitlines()
+        assert f"Taken over from {path}: {known} of 8 trainings" in told
+        assert (f"Cut from the end of {path}: a torn line of 40 bytes" in told) == (known == 3)
+        assert told[-1].startswith("5 of 5: " if known == 3 else "Taken over")
     assert determined(output, stdout) == determined(*unbroken)
+
+
+# What may stand at the end of a file: is it there after the next run?
+ENDS = {
+    b"": True,
+    b'{"model": "baseline", "se': False,
+    b"\x00\x00\x00": False,
+    b'{"model": "\xe5\x8f': False,
+    b'{"model": "baseline"}': True,  # it lacks its end alone
+    b"3\n": True,
+    b"torn long ago\n": True,
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_torn_end_is_cut_before_anything_is_trained_and_nothing_else(end, tmp_path, capsys):
+    path = tmp_path / "repeats.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + end)
+    compare.mend_end(path)
+    assert path.read_bytes() == b'{"a": 1}\n' + (end.rstrip() + b"\n" if ENDS[end] and end else b"")
+    assert ("Cut from the end of" in capsys.readouterr().err) != ENDS[end]
+    failing = mock.Mock(side_effect=MemoryError)
+    path.write_bytes(end)
+    with mock.patch.object(compare, "run_repeats", failing), pytest.raises(MemoryError):
+        run_here(tmp_path)
+    assert not path.read_bytes() or ENDS[end]
+
+
+def test_whole_lines_stay_while_other_runs_start_and_end(tmp_path):
+    """Of two runs that append, while others look for a torn end."""
+    path = tmp_path / "repeats.jsonl"
+
+    def append(run):
+        for i in range(50):
+            compare.save_repeat(path, {"run": run, "i": i, "losses": [0.1] * 20_000})
+
+    with ThreadPoolExecutor(3) as executor:
+        runs = [executor.submit(append, run) for run in "ab"]
+        while not all(run.done() for run in runs):
+            compare.mend_end(path)
+        for run in runs:
+            run.result()
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert sorted((line["run"], line["i"]) for line in lines) == [
+        (run, i) for run in "ab" for i in range(50)
+    ]
+
+
+FOREIGN = b"""\
+[]
+null
+3
+"x"
+{"model": 1}
+{"model": ["baseline"], "seed": {}}
+\xff\xfe
+\xe5\x8f
+{"model": "baseline", "se
+
+"""
+
+
+def test_foreign_lines_are_skipped(unbroken, tmp_path, capsys):
+    """Also those of an older version, which lack what came later."""
+    path = tmp_path / "repeats.jsonl"
+    lines = (unbroken[0] / path.name).read_bytes()
+    older = json.loads(lines.splitlines()[0])
+    del older["n_eval"]
+    path.write_bytes(FOREIGN + lines + FOREIGN + json.dumps(older).encode())
+    stdout = run_here(tmp_path, "--resume")
+    assert stdout == unbroken[1].replace(str(unbroken[0]), str(tmp_path))
+    assert capsys.readouterr().err == f"Taken over from {path}: 8 of 8 trainings\n"
+
+
+def test_what_other_scripts_or_versions_made_is_left(unbroken, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "repeats.jsonl"
+    shutil.copy(unbroken[0] / path.name, path)
+    first, *others = path.read_text().splitlines(keepends=True)
+    name, seed = (json.loads(first)[key] for key in ("model", "seed"))
+    for key in "scripts", "keras", "tensorflow":
+        changed = json.dumps({**json.loads(first), key: "other"}) + "\n"
+        path.write_text("".join([changed, *others]))
+        run_here(tmp_path, "--resume")
+        assert path.read_text().count("\n") == 9 and repeats_of(path)[-1][:2] == (name, seed)
+        assert capsys.readouterr().err.splitlines()[:2] == [
+            f"Taken over from {path}: 7 of 8 trainings",
+            "Left there: 1 that other scripts or versions made",
+        ]
+
+
+def repeats_of(path):
+    lines = map(json.loads, path.read_text().splitlines())
+    return [(line["model"], line["seed"], line["scripts"]) for line in lines]
+
+
+def test_a_changed_script_trains_again(unbroken, tmp_path, start):
+    for path in compare.SCRIPTS:
+        shutil.copy(path, tmp_path)
+    script = tmp_path / "attention.py"
+    text = script.read_text(encoding="utf-8")
+    assert text.count('optimizer="adam"') == 1
+    script.write_text(text.replace('optimizer="adam"', 'optimizer="sgd"'), encoding="utf-8")
+    shutil.copy(unbroken[0] / "repeats.jsonl", tmp_path)
+    flags = [*FLAGS, "--n-repeats", "1", "--output", tmp_path, "--resume"]
+    status, stdout, stderr = finish(start(tmp_path / "compare.py", *flags))
+    assert (status, stdout.count("Mean")) == (0, 2)
+    taken, left, *progress = stderr.splitlines()
+    assert taken.endswith(": 0 of 2 trainings") and left.startswith("Left there: 2 that")
+    assert [line[:8] for line in progress] == ["1 of 2: ", "2 of 2: "]
+    *before, first, second = repeats_of(tmp_path / "repeats.jsonl")
+    assert {first[:2], second[:2]} == {("baseline", 7), ("attention", 7)}
+    assert first[2] == second[2] != before[0][2]
+
+
+def test_a_digest_is_of_the_scripts_and_of_the_functions_file(tmp_path, monkeypatch):
+    """It is None where it would be a guess."""
+    monkeypatch.setattr(compare, "IMPORTED", dict(compare.IMPORTED))
+    made = "mine = lambda *sizes: None  # NUMBER"
+
+    def function_of(number, path):
+        (tmp_path / path).write_text(made.replace("NUMBER", number))
+        exec(compile(made, tmp_path / path, "exec"), names := {})
+        return names["mine"]
+
+    of_the_scripts = {compare.digest_of(function) for function in compare.MODELS.values()}
+    one, two = function_of("1", "one.py"), function_of("2", "two.py")
+    of_files = set(map(compare.digest_of, [one, two, with_a_gru]))
+    assert len(of_the_scripts) == 1 and len(of_files) == 3 and None not in of_files
+    assert not of_the_scripts & of_files
+
+    function_of("3", "one.py")  # the file is not any more what was imported
+    exec(made, typed := {})
+    closing = (lambda units: lambda *sizes: units)(3)  # over what it would be with another number
+    for guess in one, typed["mine"], closing, functools.partial(with_a_gru), keras.Sequential:
+        assert compare.digest_of(guess) is None
 
 
 def test_resume_takes_the_last_lines_of_the_same_settings_alone(unbroken, tmp_path):
@@ -257,14 +531,17 @@ def test_resume_takes_the_last_lines_of_the_same_settings_alone(unbroken, tmp_pa
         run_here(tmp_path, "--resume", "--n-repeats", n_repeats, "--n-eval", 29)
     added = path.read_text().removeprefix(before)
     assert added.count("\n") == added.count('"n_eval": 29') == 4
+    asked = [(name, seed) for name in compare.MODELS for seed in SEEDS]
     for setting in SMALL:
-        assert compare.read_repeats(path, {**SMALL, setting: 99}) == {}
+        assert compare.read_repeats(path, {**SMALL, setting: 99}, asked) == ({}, 0)
 
     wrong = before.replace('"accuracy": ', '"accuracy": 100')
     path.write_text(wrong)
     run_here(tmp_path, "--n-repeats", 1)  # without --resume
     assert path.read_text().removeprefix(wrong).count("\n") == 2
-    for (_, seed), repeat in compare.read_repeats(path, SMALL).items():
+    repeats, _ = compare.read_repeats(path, SMALL, asked)
+    assert len(repeats) == 8
+    for (_, seed), repeat in repeats.items():
         assert (repeat["accuracy"] > 100) == (seed != 7)
 
 
@@ -295,7 +572,8 @@ def test_what_cannot_be_saved_ends_the_script_with_status_1_and_is_told_once(
     assert (status, stdout, stderr.count("Traceback")) == (1, "", 1), stderr
     assert f"\n3 of 8 trainings are saved in {path}" in stderr
     assert stderr.endswith("OSError: [Errno 27] File too large\n")
-    assert len(compare.read_repeats(path, SMALL)) == 3
+    compare.mend_end(path)
+    assert len(path.read_text().splitlines()) == len(repeats_in(tmp_path)) == 3
 
 
 def test_a_training_that_fails_in_a_notebook_cancels_those_to_come(tmp_path, monkeypatch, capsys):
@@ -321,6 +599,7 @@ BAD_FLAGS = [
     ("--n-eval", "0", "must be at least 1, got 0"),
     ("--n-repeats", "0", "must be at least 1, got 0"),
     ("--seed", "-1", "must be at least 0, got -1"),
+    ("--seed", "4294967293", "must be at most 4294967295 in the last repeat"),
     ("--jobs", "x", "invalid integer value: 'x'"),
     ("--scheduler", "nonsense://1", "nonsense://1: unknown address scheme 'nonsense'"),
     ("--output", "file", "File exists: 'file'"),
@@ -350,6 +629,15 @@ def test_a_call_without_flags_is_the_articles_experiment(tmp_path, monkeypatch):
     assert [*SMALL] == compare.SETTINGS
     assert {setting: args[setting] for setting in SMALL} == ARTICLE
     assert (args["n_repeats"], args["seed"], args["output"]) == (10, 0, "results")
+
+
+def test_jobs_are_by_default_the_cores_that_the_process_may_use(tmp_path, monkeypatch):
+    """As told by taskset or a container, not those of the machine."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 6}, raising=False)
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 3, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.chdir(tmp_path)
+    assert compare.parse_arguments([]).jobs == 3
 
 
 def test_the_help_shows_the_default_values_in_80_columns(monkeypatch, capsys):

@@ -3,12 +3,20 @@
 import re
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import data_prep
-from data_prep import generate_sequence, get_pair, get_pairs, one_hot_decode, one_hot_encode
+from data_prep import (
+    generate_sequence,
+    get_pair,
+    get_pairs,
+    get_pairs_in_parts,
+    one_hot_decode,
+    one_hot_encode,
+)
 
 
 def test_a_sequence_has_all_integers_and_a_seed_gives_it_again():
@@ -28,6 +36,15 @@ def test_encoded_and_decoded_again_is_the_same():
         assert one_hot_decode(one_hot_encode(values, 4)) == values
 
 
+def test_encoding_takes_the_memory_of_its_result():
+    tracemalloc.start()
+    try:
+        assert one_hot_encode([3] * 5, 10_000).nbytes == 200_000
+        assert tracemalloc.get_traced_memory()[1] < 400_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_y_has_the_first_integers_of_x_and_zeros():
     X, y = get_pairs(500, 6, 2, 11, 0)
     assert X.shape == y.shape == (500, 6, 11) and X.dtype == y.dtype == np.float32
@@ -41,6 +58,14 @@ def test_pairs_are_the_same_drawn_one_by_one():
     pairs = [get_pair(5, 2, 50, rng) for _ in range(4)]
     for one_by_one, at_once in zip(zip(*pairs), get_pairs(4, 5, 2, 50, 3)):
         np.testing.assert_array_equal(np.concatenate(one_by_one), at_once)
+
+
+def test_pairs_are_the_same_drawn_in_parts(monkeypatch):
+    monkeypatch.setattr(data_prep, "PAIRS_AT_ONCE", 3)
+    parts = list(get_pairs_in_parts(7, 5, 2, 50, 4))
+    assert [len(X) for X, _ in parts] == [3, 3, 1]
+    for in_parts, at_once in zip(zip(*parts), get_pairs(7, 5, 2, 50, 4)):
+        np.testing.assert_array_equal(np.concatenate(in_parts), at_once)
 
 
 INTEGERS = "sequence must hold integers from 0 to 1, got "
@@ -60,6 +85,7 @@ INTEGERS = "sequence must hold integers from 0 to 1, got "
         (lambda: get_pairs(7, 5, 0, 50), "n_out must be an integer from 1 to n_in (5), got 0"),
         (lambda: get_pairs(7, 5, 2.5, 50), "n_out must be an integer from 1 to n_in (5), got 2.5"),
         (lambda: get_pairs(0, 5, 2, 50), "n_pairs must be at least 1, got 0"),
+        (lambda: next(get_pairs_in_parts(-3, 5, 2, 50)), "n_pairs must be at least 1, got -3"),
     ],
 )
 def test_bad_input_is_told(call, message):

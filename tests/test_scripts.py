@@ -1,5 +1,6 @@
 """baseline.py and attention.py as a reader runs them: in a terminal, in a notebook, by mistake."""
 
+import io
 import itertools
 import os
 import pathlib
@@ -159,6 +160,23 @@ def test_the_small_scripts_refuse_every_flag(name, monkeypatch, capsys):
     stdout, stderr = capsys.readouterr()
     assert (refused.value.code, stdout) == (2, "")
     assert "unrecognized arguments: --n-units=9" in stderr
+
+
+@pytest.mark.parametrize("name", ["data_prep.py", "baseline.py", "attention.py", "compare.py"])
+def test_the_help_fits_every_code_page(name, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(ROOT / name, run_name="__main__")
+    sys.stdout.flush()
+    printed = sys.stdout.buffer.getvalue().decode("ascii")
+    assert ended.value.code == 0 and printed.startswith(f"usage: {name}") and "Run it" in printed
+
+
+def test_compare_needs_no_docstrings(start):
+    process = start("-OO", ROOT / "compare.py", "--help")
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0 and stdout.startswith("usage: compare.py"), stderr
 
 
 def test_keras_on_another_backend_is_told_in_one_sentence(monkeypatch):

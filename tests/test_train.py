@@ -1,11 +1,17 @@
-"""`train` is Keras' `train_on_batch` on each pair, whatever a reader changes in a model."""
+"""`train` is Keras' `train_on_batch` on each pair, whatever a reader changes in a model.
 
+So it is where compare.py trains several models of a kind with what it compiled for the first one.
+"""
+
+import functools
 from unittest import mock
 
 import numpy as np
 import pytest
 
 import baseline
+import compare
+import data_prep
 from attention import attention_model
 from attention_decoder import AttentionDecoder
 from baseline import baseline_model, compile_updates, train
@@ -20,9 +26,10 @@ X, Y = get_pairs(8, 2, 1, 6, rng=0)
 
 @pytest.fixture(scope="module", autouse=True)
 def few_updates_per_call():
-    """So that eight take several calls: one, four and three."""
+    """So that eight take several calls: one, four and three, or four and four."""
     with mock.patch.object(baseline, "UPDATES_PER_CALL", 4):
-        yield
+        with mock.patch.object(compare, "UPDATES_PER_CALL", 4):
+            yield
 
 
 # Models
@@ -182,6 +189,84 @@ def test_a_model_is_trained_as_itself_not_as_one_before_it(setting):
         assert_trained_as_by_keras(*twins(lambda: ALIKE[setting](value)))  # noqa: B023
 
 
+# Several models, compiled once where they can share it
+
+
+class Counting(keras.Sequential):
+    """Learns slower and slower: a variable that Keras does not list counts the updates."""
+
+    def __init__(self, layers):
+        super().__init__(layers)
+        self.count = tf.Variable(0.0)
+
+    def train_step(self, data):
+        x, y = data[:2]
+        return super().train_step((x / self.count.assign_add(1.0), y))
+
+
+class CountingByKeras(Counting):
+    def __init__(self, layers):
+        super().__init__(layers)
+        self.count = keras.Variable(0.0)
+
+    def train_step(self, data):
+        self.count.assign_add(1.0)
+        x, y = data[:2]
+        return super(Counting, self).train_step((x / self.count, y))
+
+
+def with_variable():
+    variable = keras.Variable(tf.random.normal((6, 6), seed=np.random.randint(9)))
+    return model_of(layers.Lambda(lambda x: x @ variable))
+
+
+def with_projection(width):
+    matrix = tf.random.normal((6, width), seed=np.random.randint(9))
+    return model_of(layers.Lambda(lambda x: x @ matrix))
+
+
+def model_of_ids():
+    stack = [keras.Input((2,)), layers.Embedding(6, 5), Dense(6, "softmax")]
+    return compiled(keras.Sequential(stack), loss="sparse_categorical_crossentropy")
+
+
+def get_ids(*numbers):
+    return [array.argmax(axis=-1) for array in get_pairs(*numbers)]
+
+
+SHARED = {
+    **CHANGES,
+    **{name: functools.partial(make, 2.0) for name, make in ALIKE.items()},
+    "a variable of a train_step of one's own": lambda: compiled(Counting([Dense(6)]), loss="mse"),
+    "a variable that Keras lists": lambda: compiled(CountingByKeras([Dense(6)]), loss="mse"),
+    "a variable that a Lambda layer uses": with_variable,
+    "a small random matrix": lambda: with_projection(5),
+    "a large random matrix": lambda: with_projection(50),
+    "an optimizer of its own": lambda: model_of(optimizer=optimizers.SGD(0.3, momentum=0.9)),
+    "dropout": lambda: model_of(Decoder(dropout=0.5)),
+    "ids": model_of_ids,
+}
+SETTINGS = dict(zip(compare.SETTINGS, (2, 1, 6, 5, 8, 1)))
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_a_model_after_another_of_its_kind_is_trained_as_keras_trains_it(kind, monkeypatch):
+    """By what compare.py runs, but for XLA."""
+    if kind == "ids":
+        monkeypatch.setattr("data_prep.get_pairs", get_ids)
+    for name in "train", "compile_shared_updates":
+        plain = functools.partial(getattr(compare, name), jit_compile=False)
+        monkeypatch.setattr(compare, name, plain)
+    monkeypatch.setitem(compare.MODELS, kind, lambda *_: SHARED[kind]())
+    monkeypatch.setattr(compare, "WINDOW", 1)
+    first, second = (compare.run_repeat(kind, seed, SETTINGS)["losses"] for seed in (1, 2))
+    with compare.random_numbers_of(2):
+        twin = SHARED[kind]()
+    expected = by_keras(twin, *data_prep.get_pairs(8, 2, 1, 6, 2))
+    np.testing.assert_allclose(second, expected, rtol=TOLERANCES.get(kind, 1e-4))
+    assert first != second
+
+
 # One model, several trainings
 
 
@@ -210,7 +295,7 @@ def test_updates_that_are_given_are_not_compiled_again():
 
 def test_what_was_learned_before_ctrl_c_is_kept():
     model, twin = twins(model_of)
-    shown = [None, None, KeyboardInterrupt]  # the bar, one update, and four more
+    shown = [None, KeyboardInterrupt]  # the bar, and after one update and four more
     with mock.patch.object(keras.utils.Progbar, "update", side_effect=shown):
         with pytest.raises(KeyboardInterrupt):
             train(model, X, Y)
@@ -253,6 +338,17 @@ def test_a_model_without_an_input_layer_is_built():
     assert train(model, X, Y).shape == (8,) and model.built
 
 
+def test_many_pairs_are_drawn_in_parts_and_trained_as_by_keras(monkeypatch):
+    """By a call without `updates`, the article's: more than two parts, the last a short one."""
+    monkeypatch.setattr("data_prep.PAIRS_AT_ONCE", 3)
+    model, twin = twins(lambda: baseline_model(2, 6, 5))
+    accuracy, losses = compare.train_evaluate_model(model, 2, 1, 6, 8, 20, rng=0)
+    rng = np.random.default_rng(0)
+    np.testing.assert_allclose(losses, by_keras(twin, *get_pairs(8, 2, 1, 6, rng)), rtol=1e-4)
+    monkeypatch.undo()
+    assert accuracy == baseline.evaluate(twin, 2, 1, 6, 20, rng)
+
+
 # What does not fit, and the bar
 
 BAD_PAIRS = {
@@ -281,6 +377,10 @@ def test_a_bar_shows_the_mean_loss_of_the_last_thousand_updates(monkeypatch, cap
     monkeypatch.setattr(baseline, "compile_updates", compile_and_look)
     train(model, X, Y, verbose=1)
     assert capsys.readouterr().out == ""  # it is no terminal
+    for stdout in mock.Mock(spec=["write"]), None:  # a logger of one's own; none, as under pythonw
+        with mock.patch("sys.stdout", stdout):
+            train(model, X, Y, verbose=1)
+        assert stdout is None or not stdout.write.called
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     train(model, X, Y)
     assert capsys.readouterr().out == ""
