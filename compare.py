@@ -155,19 +155,25 @@ def shared_updates(function, model, n_units, n_in, n_out, n_features):
     return functools.partial(COMPILED[made_by], handles_of(model, y))
 
 
+def file_of(function):
+    """Returns the path of the file that a function stands in; None for one typed into a notebook."""
+    path = pathlib.Path(inspect.getfile(function)) if inspect.isfunction(function) else None
+    return path.resolve() if path and path.exists() else None
+
+
 def digest_of(function):
     """Returns a digest of the scripts and of the file that the function stands in.
 
-    Returns None where it would be a guess: for a function that stands in no file, as one that was
-    typed into a notebook, or was made by another one, and for files that changed after the import.
+    Returns None where it would be a guess: where there is no such file, the function was made by
+    another one, or a file is not any more what was imported.
     """
-    if not inspect.isfunction(function) or function.__closure__:
+    path = file_of(function)
+    if path is None or function.__closure__:
         return None
     digest = hashlib.sha256()
-    files = {*SCRIPTS, pathlib.Path(inspect.getfile(function)).resolve()}
-    for path in sorted(files, key=lambda path: path.name):
-        content = path.read_bytes() if path.exists() else None
-        if content is None or IMPORTED.setdefault(path, content) != content:
+    for path in sorted({*SCRIPTS, path}, key=lambda path: path.name):
+        content = path.read_bytes()
+        if IMPORTED.setdefault(path, content) != content:
             return None
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
@@ -255,11 +261,13 @@ def cluster(address):
     from distributed.diagnostics.plugin import UploadFile
 
     client = Client(address, timeout=20)
-    functions = [function for function in MODELS.values() if inspect.isfunction(function)]
-    files = [pathlib.Path(inspect.getfile(function)).resolve() for function in functions]
     *others, compare = SCRIPTS
-    # In the order in which they import each other; the scheduler itself needs none of them.
-    for path in dict.fromkeys([*others, *filter(pathlib.Path.exists, files), compare]):
+    for function in MODELS.values():
+        path = file_of(function)
+        if path and path.stem == function.__module__ and path not in SCRIPTS:  # compare imports it
+            others.append(path)
+    # In the order in which they import each other. The scheduler itself needs none of them.
+    for path in [*others, compare]:
         client.register_plugin(UploadFile(str(path)), name=path.name)
 
     def run_there(name, seed, settings):
@@ -303,10 +311,10 @@ def from_json(line):
 
 
 def read_repeats(path, settings, asked):
-    """Returns {(name, seed): repeat} of the file's last lines with these settings, and a number.
+    """Returns {(name, seed): repeat} of those asked for, and how many others made.
 
-    Of the repeats (name, seed) that are asked for, it is that of those that only other scripts or
-    versions made.
+    It takes the file's last lines of these settings and of today's scripts and versions, and counts
+    the repeats that are there of others alone.
     """
     with_others, repeats = set(), {}
     now = {name: made_with(name) for name, _ in asked}
@@ -405,7 +413,8 @@ def parse_arguments(argv):
     if args.n_timesteps_out > args.n_timesteps_in:
         parser.error(f"argument --n-timesteps-out: must be at most {args.n_timesteps_in}")
     if args.seed + args.n_repeats > 2**32:  # Keras takes 32 bits
-        parser.error("argument --seed: must be at most 4294967295 in the last repeat")
+        last = args.seed + args.n_repeats - 1
+        parser.error(f"argument --seed: must be at most {2**32 - 1} in the last repeat, got {last}")
     args.submit = None
     if args.scheduler:
         try:
@@ -463,7 +472,8 @@ def main(argv=None):
         repeats, n_left = read_repeats(path, settings, asked)
         tell(f"Taken over from {path}: {len(repeats)} of {len(asked)} trainings")
         if n_left:
-            tell(f"Left there: {n_left} that other scripts or versions made")
+            others = "other scripts or versions, or a function that stands in no file"
+            tell(f"Left there: {n_left}, made by {others}")
         missing = [key for key in asked if key not in repeats]
     submit = args.submit or threads(min(args.jobs, len(missing) or 1))
     repeats |= run_repeats(submit, missing, settings, path)

@@ -472,7 +472,7 @@ def test_what_other_scripts_or_versions_made_is_left(unbroken, tmp_path, capsys,
         assert path.read_text().count("\n") == 9 and repeats_of(path)[-1][:2] == (name, seed)
         assert capsys.readouterr().err.splitlines()[:2] == [
             f"Taken over from {path}: 7 of 8 trainings",
-            "Left there: 1 that other scripts or versions made",
+            "Left there: 1, made by other scripts or versions, or a function that stands in no file",
         ]
 
 
@@ -493,7 +493,7 @@ def test_a_changed_script_trains_again(unbroken, tmp_path, start):
     status, stdout, stderr = finish(start(tmp_path / "compare.py", *flags))
     assert (status, stdout.count("Mean")) == (0, 2)
     taken, left, *progress = stderr.splitlines()
-    assert taken.endswith(": 0 of 2 trainings") and left.startswith("Left there: 2 that")
+    assert taken.endswith(": 0 of 2 trainings") and left.startswith("Left there: 2, made by other")
     assert [line[:8] for line in progress] == ["1 of 2: ", "2 of 2: "]
     *before, first, second = repeats_of(tmp_path / "repeats.jsonl")
     assert {first[:2], second[:2]} == {("baseline", 7), ("attention", 7)}
@@ -599,7 +599,7 @@ BAD_FLAGS = [
     ("--n-eval", "0", "must be at least 1, got 0"),
     ("--n-repeats", "0", "must be at least 1, got 0"),
     ("--seed", "-1", "must be at least 0, got -1"),
-    ("--seed", "4294967293", "must be at most 4294967295 in the last repeat"),
+    ("--seed", "4294967293", "must be at most 4294967295 in the last repeat, got 4294967296"),
     ("--jobs", "x", "invalid integer value: 'x'"),
     ("--scheduler", "nonsense://1", "nonsense://1: unknown address scheme 'nonsense'"),
     ("--output", "file", "File exists: 'file'"),
