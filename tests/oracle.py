@@ -131,3 +131,10 @@ def from_the_manual(**names):
     for code in re.findall(r"^((?:@[^\n]*\n)?(?:def|class) .*?)(?=^\S)", text, re.M | re.S):
         exec(code, names)
     return names
+
+
+def blocks_of_the_manual(title, kind):
+    """The blocks of a kind in its section of this title."""
+    text = (ROOT / "docs" / "layer.md").read_text(encoding="utf-8")
+    section = re.search(rf"^## {title}\n(.*?)(?=^## )", text, re.M | re.S)[1]
+    return re.findall(rf"^```{kind}\n(.*?)^```", section, re.M | re.S)

@@ -1,7 +1,6 @@
 """What a user makes of start, step and feed. The equations' tests have what they compute."""
 
 import itertools
-import re
 
 import keras
 import numpy as np
@@ -10,8 +9,8 @@ from keras import ops
 
 from attention_decoder import AttentionDecoder
 from oracle import (
-    BACKEND, ROOT, SYMBOLS, as_numpy, assert_close, from_the_manual, numpy_decoder, only_torch,
-    random_input, random_layer,
+    BACKEND, SYMBOLS, as_numpy, assert_close, blocks_of_the_manual, from_the_manual, numpy_decoder,
+    only_torch, random_input, random_layer,
 )  # fmt: skip
 
 if BACKEND == "tensorflow":
@@ -116,7 +115,20 @@ def test_the_manuals_onnx_block(tmp_path, monkeypatch, capsys):
     model.save("unrolled.keras")
     x = np.random.default_rng(0).integers(9, size=(5, 8), dtype="int32")
     np.savez("some.npz", x=x, expected=model.predict(x, verbose=0))
-    text = (ROOT / "docs" / "layer.md").read_text(encoding="utf-8")
-    ((block, shown),) = re.findall(r"^```py\n(.*?)^```\n```text\n(.*?)^```", text, re.M | re.S)
+    (block,) = blocks_of_the_manual("On a phone, and ONNX", "py")
     exec(block, {})
-    assert capsys.readouterr().out == shown
+    assert capsys.readouterr().out == blocks_of_the_manual("On a phone, and ONNX", "text")[-1]
+
+
+@only_torch
+def test_the_manuals_training_loop(capsys):
+    names = {}
+    for title in "In a Sequential model", "Padding and masks":
+        exec("\n".join(blocks_of_the_manual(title, "python")), names)
+    capsys.readouterr()
+    (loop,) = blocks_of_the_manual("A training loop in PyTorch", "py")
+    before = names["encoder"].get_weights()
+    exec(loop, names)
+    assert [capsys.readouterr().out] == blocks_of_the_manual("A training loop in PyTorch", "text")
+    changed = [np.any(a != b) for a, b in zip(before, names["encoder"].get_weights())]
+    assert len(changed) > 3 and all(changed)

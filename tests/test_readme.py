@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from oracle import blocks_of_the_manual
 from try_it import BLOCK, COMMAND, ROOT, change, label, questions
 
 import compare
@@ -32,19 +33,26 @@ SHOWN_IN_THE_MANUAL = [
 # What runs
 
 
-def python(text):
+def python(text, kinds=("python",)):
     """Its Python blocks, one after the other."""
-    return "\n".join(block for kind, block in BLOCK.findall(text) if kind == "python")
+    return "\n".join(block for kind, block in BLOCK.findall(text) if kind in kinds)
 
 
-def run_blocks(name, folder):
-    """Runs a text's Python blocks as pasted; returns what they print and what they warn of."""
+def run(code, folder):
+    """Runs code beside the layer; returns what it prints and what it warns of."""
     shutil.copy(ROOT / "attention_decoder.py", folder)
-    (folder / "blocks.py").write_text(python(TEXTS[name]), encoding="utf-8")
+    (folder / "blocks.py").write_text(code, encoding="utf-8")
     command = [sys.executable, "blocks.py"]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return run.stdout, run.stderr
+
+
+@pytest.fixture(scope="module")
+def manual(tmp_path_factory):
+    """Where the manual's Python blocks ran as pasted, what they printed and what they warned of."""
+    folder = tmp_path_factory.mktemp("manual")
+    return folder, *run(python(TEXTS["docs/layer.md"]), folder)
 
 
 def test_blocks_of_the_readme_run(tmp_path):
@@ -52,13 +60,13 @@ def test_blocks_of_the_readme_run(tmp_path):
         shutil.copy(path, tmp_path)
     (tmp_path / "results").mkdir()
     compare.MODELS["attention"](5, 50).save(tmp_path / "results" / "attention.keras")
-    printed, _ = run_blocks("README.md", tmp_path)
+    printed, _ = run(python(TEXTS["README.md"]), tmp_path)
     assert re.search(r"^\[\[\d+(?:, \d+){4}\]\]$", printed, re.MULTILINE)  # an own sequence
 
 
-def test_blocks_of_the_manual_print_what_stands_under_them(tmp_path):
+def test_blocks_of_the_manual_print_what_stands_under_them(manual):
     """In this order, but for the decimals, which differ from processor to processor."""
-    rest, warnings = run_blocks("docs/layer.md", tmp_path)
+    folder, rest, warnings = manual
     for part in SHOWN_IN_THE_MANUAL:
         pattern = re.sub(r"(?:\\ )+", r"\\s*", re.escape(part))
         found = re.search(re.sub(r"\d+\\\.\d*", r"([\\d.]+)", pattern), rest)
@@ -75,16 +83,26 @@ def test_blocks_of_the_manual_print_what_stands_under_them(tmp_path):
             assert all(np.all(ours < errors[line]) for line in lines if "last" in line), found
         rest = rest[found.end() :]
     assert "W_s" in warnings  # the manual says so
-    assert (tmp_path / "heat_map.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "heat_map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_process_loads_the_beam_search_with_files_made_of_its_blocks(manual, tmp_path):
+    file, *_ = blocks_of_the_manual("A beam search", "python")
+    (tmp_path / "beam_search.py").write_text(file, encoding="utf-8")
+    shutil.copy(manual[0] / "search.keras", tmp_path)
+    (there,) = blocks_of_the_manual("A beam search", "py")
+    printed, _ = run(there, tmp_path)
+    assert printed == blocks_of_the_manual("A beam search", "text")[-1]
 
 
 def test_a_section_of_the_manual_needs_no_names_but_of_those_that_it_names(tmp_path):
     sections = SECTIONS["docs/layer.md"]
 
     def blocks_for(title):
+        blocks = python(sections[title], kinds=("python", "py"))
         needs = re.search(r"^\*Needs (.*?)\.\*", sections[title], re.MULTILINE)
         named = re.findall(r"\[(.*?)\]", needs[1]) if needs else []
-        return "".join(map(blocks_for, named)) + python(sections[title])
+        return "".join(map(blocks_for, named)) + blocks
 
     for number, title in enumerate(sections):
         blocks = python(sections["In a Sequential model"]) + blocks_for(title)
@@ -111,7 +129,8 @@ def test_commands_files_flags_and_functions_exist(name):
         for flag in re.findall(r"--[\w-]+", command):
             assert f'"{flag}"' in script, command
     for target in [*links(name), *re.findall(r"`([\w/]+\.py)`", text)]:
-        assert target.startswith("http") or (ROOT / target).exists(), target
+        made = f"\nimport {target.removesuffix('.py')} " in text  # by a reader, of a block
+        assert target.startswith("http") or made or (ROOT / target).exists(), target
     sources = " ".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))
     for function in re.findall(r"`(\w+)\(\)`", text):
         assert re.search(rf"def {function}\b", sources), function
