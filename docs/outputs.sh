@@ -28,6 +28,10 @@ sed -n '/^```python$/,/^```$/p' docs/layer.md | grep -v '^```' >manual/blocks.py
 (cd manual && label="python blocks.py" run bash -c "python blocks.py 2>/dev/null")
 cp manual/heat_map.png docs/
 rm -r manual
+# The README's, with the model that attention.py has kept.
+sed -n '/^```python$/,/^```$/p' README.md | grep -v '^```' >readme_blocks.py
+label="python readme_blocks.py" run bash -c "python readme_blocks.py 2>/dev/null"
+rm readme_blocks.py
 # The changes of "Try it", each in a copy of the scripts.
 python docs/try_it.py changed |
     while IFS=$'\t' read -r folder label; do

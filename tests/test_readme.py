@@ -7,6 +7,7 @@ import subprocess
 import sys
 from unittest import mock
 
+import jupyter_client
 import numpy as np
 import pytest
 from oracle import blocks_of_the_manual
@@ -62,6 +63,31 @@ def test_blocks_of_the_readme_run(tmp_path):
     compare.MODELS["attention"](5, 50).save(tmp_path / "results" / "attention.keras")
     printed, _ = run(python(TEXTS["README.md"]), tmp_path)
     assert re.search(r"^\[\[\d+(?:, \d+){4}\]\]$", printed, re.MULTILINE)  # an own sequence
+    first, *_, last = of_updates = re.findall(
+        r"^(\d+) updates: ([\d.]+) % right$", printed, re.MULTILINE
+    )
+    assert [n_updates for n_updates, _ in of_updates] == [str(n) for n in range(1000, 5001, 1000)]
+    assert float(first[1]) < 50 < 80 < float(last[1])
+
+
+def test_the_readmes_notebook_shows_its_pictures(tmp_path):
+    folder = tmp_path / "changed"
+    change(folder, [])
+    make_smaller(folder)
+    (cell,) = (block for kind, block in BLOCKS["README.md"] if kind == "ipython")
+    flags = "compare.main(["
+    assert flags in cell
+    cell = cell.replace(flags, f"{flags}*{SMALLER_FLAGS.split()}, ")
+    manager, kernel = jupyter_client.manager.start_new_kernel(cwd=str(folder))
+    shown = []
+    try:
+        reply = kernel.execute_interactive(cell, timeout=300, output_hook=shown.append)
+    finally:
+        kernel.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert reply["content"]["status"] == "ok", reply["content"]
+    assert ["image/png" in message["content"].get("data", ()) for message in shown].count(True) == 3
+    assert (folder / "results" / "own.png").exists()
 
 
 def test_blocks_of_the_manual_print_what_stands_under_them(manual):
@@ -149,16 +175,20 @@ SMALLER_FLAGS = "--n-repeats 1 --n-updates 20 --n-units 5"
 SMALLER["baseline.py"] = {**SMALLER["attention.py"], "jit_compile=True": "jit_compile=False"}
 
 
-@pytest.mark.parametrize(("diffs", "command"), TO_TRY, ids=[label(c, d) for d, c in TO_TRY])
-def test_a_change_to_try_fits_the_script_and_runs(diffs, command, tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "changed"
-    change(folder, diffs)
+def make_smaller(folder):
     for name, replacements in SMALLER.items():
         text = (folder / name).read_text(encoding="utf-8")
         for large, small in replacements.items():
             assert large in text, f"{name} has no {large} to make smaller"
             text = text.replace(large, small)
         (folder / name).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(("diffs", "command"), TO_TRY, ids=[label(c, d) for d, c in TO_TRY])
+def test_a_change_to_try_fits_the_script_and_runs(diffs, command, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "changed"
+    change(folder, diffs)
+    make_smaller(folder)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     for path in folder.glob("*.py"):
@@ -239,8 +269,12 @@ def test_every_output_shown_was_printed_by_the_command_before_it():
             assert_in_order(block.split("...\n"), RUNS[command][0])
         elif kind == "bash":
             command = block.strip().split(" && ")[-1]
+        elif kind == "python":
+            command = "python readme_blocks.py"
         command = inline or command
-    assert shown == [f"python {name}.py" for name in "compare baseline attention".split()]
+    assert shown == [
+        f"python {name}.py" for name in "compare baseline attention readme_blocks".split()
+    ]
 
 
 def test_what_stands_under_the_manuals_blocks_was_printed_by_them():
