@@ -472,7 +472,8 @@ def test_what_other_scripts_or_versions_made_is_left(unbroken, tmp_path, capsys,
         assert path.read_text().count("\n") == 9 and repeats_of(path)[-1][:2] == (name, seed)
         assert capsys.readouterr().err.splitlines()[:2] == [
             f"Taken over from {path}: 7 of 8 trainings",
-            "Left there: 1, made by other scripts or versions, or a function that stands in no file",
+            "Left there: 1, made by other scripts or versions, or a function that stands in no "
+            "file",
         ]
 
 
