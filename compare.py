@@ -156,7 +156,7 @@ def shared_updates(function, model, n_units, n_in, n_out, n_features):
 
 
 def file_of(function):
-    """Returns the path of the file that a function stands in, or None: typed into a notebook, say."""
+    """Returns the path of the file that a function stands in, or None (in a notebook, say)."""
     path = pathlib.Path(inspect.getfile(function)) if inspect.isfunction(function) else None
     return path.resolve() if path and path.exists() else None
 

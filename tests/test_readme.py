@@ -1,6 +1,7 @@
 """READMEs and manuals: what they say is run, looked up beside its command, or compared."""
 
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -61,8 +62,15 @@ def test_blocks_of_the_readme_run(tmp_path):
         shutil.copy(path, tmp_path)
     (tmp_path / "results").mkdir()
     compare.MODELS["attention"](5, 50).save(tmp_path / "results" / "attention.keras")
+    lines = []  # twice the same repeats, and others
+    for n_units, seed, accuracy in (150, 0, 1.0), (50, 0, 70.0), (50, 1, 4.0), (50, 1, 20.0):
+        settings = {**dict.fromkeys(compare.SETTINGS, 2), "n_units": n_units}
+        repeat = {"model": "mine", "seed": seed, "accuracy": accuracy, **settings}
+        lines.append(json.dumps(repeat) + "\n")
+    (tmp_path / "results" / "repeats.jsonl").write_text("".join(lines))
     printed, _ = run(python(TEXTS["README.md"]), tmp_path)
     assert re.search(r"^\[\[\d+(?:, \d+){4}\]\]$", printed, re.MULTILINE)  # an own sequence
+    assert re.search(r"^mine +2 +45\.0 ", printed, re.MULTILINE)  # the mean of 70 and 20
     first, *_, last = of_updates = re.findall(
         r"^(\d+) updates: ([\d.]+) % right$", printed, re.MULTILINE
     )
