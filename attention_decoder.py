@@ -27,11 +27,11 @@ class AttentionDecoder(keras.layers.Layer):
     e_tj  = tanh(s_{t-1} W_a + k_j) · V_a     how well input step j fits output step t
     α_t   = softmax over j of e_t             the attention weights, or scores
     c_t   = Σ_j α_tj h_j                      the context
-    i_g   = x_t W_g + c_t C_g + b_g           for each g of r, z, p and o
+    i_g   = x_t W_g + c_t C_g + b_g           for each g of r, z and p
     r_t   = σ(i_r + s_{t-1} U_r)
     z_t   = σ(i_z + s_{t-1} U_z)
     p_t   = activation(i_p + (r_t ∘ s_{t-1}) U_p)
-    o_t   = i_o + s_{t-1} U_o
+    o_t   = x_t W_o + s_{t-1} U_o + c_t C_o + b_o
     y_t   = output_activation(o_t)
     s_t   = (1 - z_t) ∘ s_{t-1} + z_t ∘ p_t
     x_t+1 = feedback(y_t) E                   or target_t E, where there are targets; x_1 = 0
@@ -178,7 +178,7 @@ class AttentionDecoder(keras.layers.Layer):
         self.W_s = weight("W_s", (D, u), "recurrent")
         self.E = weight("E", (o, m), "kernel") if self.embedding_dim else None
 
-    # The equations; y_t is made in step and call, x_{t+1} in feed
+    # The equations; those of y_t and x_t+1 are in step, feed and call
 
     def start(self, encoded, mask, initial_state=None):
         """Returns what decoding starts with: x_1 = 0 (batch, m), s_0 (batch, u) and the memory.
@@ -240,9 +240,10 @@ class AttentionDecoder(keras.layers.Layer):
         return c, alpha
 
     def _advance(self, xW_b, s, memory, U, C, remat=False):
-        """Returns s_t (B, u), c_t (B, D), α_t (B, Tin), and o_t (B, o), of which y_t is made.
+        """Returns s_t (B, u), c_t (B, D), α_t (B, Tin) and o_t (B, o).
 
-        Of x_t W + b, s_{t-1} and the weights of `_joined`; o_t is None where U_o is not among them.
+        xW_b is x_t W + b, and W, b, U and C are of `_joined`. Where these are of r, z and p alone,
+        o_t is empty, (B, 0): `_readout` makes it.
         """
         sW_a, sU_r, sU_z, sU_o = self._split(ops.matmul(s, U))
         c, alpha = self._attend(sW_a, memory, remat)
@@ -254,14 +255,21 @@ class AttentionDecoder(keras.layers.Layer):
         z = ops.sigmoid(i_z + sU_z)  # (B, u)
         # p_t = activation(i_p + (r_t ∘ s_{t-1}) U_p)
         p = self.activation(i_p + ops.matmul(r * s, self._cast(self.U_p)))  # (B, u)
-        # o_t = i_o + s_{t-1} U_o, the state before the update
-        o = None if sU_o is None else i_o + sU_o  # (B, o)
+        o = i_o + sU_o  # (B, o), the sum that _readout makes of other products, or (B, 0)
         # s_t = (1 - z_t) ∘ s_{t-1} + z_t ∘ p_t
         s = (1 - z) * s + z * p  # (B, u)
         return s, c, alpha, o
 
+    def _readout(self, x, s, c):
+        """Returns o_t (B, o), of x_t, s_{t-1} and c_t; also for all t at once, (B, Tout, o)."""
+        xW_o = ops.matmul(x, self._cast(self.W_o))
+        sU_o = ops.matmul(s, self._cast(self.U_o))  # the state before the update
+        cC_o = ops.matmul(c, self._cast(self.C_o))
+        # o_t = x_t W_o + s_{t-1} U_o + c_t C_o + b_o
+        return xW_o + sU_o + cC_o + self._cast(self.b_o)
+
     def _joined(self, gates):
-        """W, b, U and C of these gates side by side: x_t, s_{t-1} and c_t take one product each.
+        """W, b, U and C of r, z, p (and o) side by side: x_t, s_{t-1}, c_t take one product each.
 
         U starts with W_a, and lacks U_p, which r_t ∘ s_{t-1} takes.
         """
@@ -276,10 +284,8 @@ class AttentionDecoder(keras.layers.Layer):
         return W, b, U, C
 
     def _split(self, x):
-        """The parts of a product with joined weights: three (B, u), and one (B, o) or None."""
+        """The parts of a product with joined weights: three (B, u), and (B, o) or (B, 0)."""
         u = self.units
-        if x.shape[-1] == 3 * u:
-            return *ops.split(x, 3, axis=-1), None
         if keras.backend.backend() == "torch":  # which cannot export a split into unequal parts
             return x[:, :u], x[:, u : 2 * u], x[:, 2 * u : 3 * u], x[:, 3 * u :]
         return ops.split(x, [u, 2 * u, 3 * u], axis=-1)  # XLA is slow at the gradients of slices
@@ -305,10 +311,10 @@ class AttentionDecoder(keras.layers.Layer):
         s = self._cast(_tensor("s", s, None, self.units))
         h, k, *mask = memory
         memory = (self._cast(h), self._cast(k), *mask)
-        W, b, U, C = self._joined("rzpo")
-        s_t, _, alpha, o = self._advance(ops.matmul(x, W) + b, s, memory, U, C)
+        W, b, U, C = self._joined("rzp")  # a copy at every step: not of the readout, maybe large
+        s_t, c, alpha, _ = self._advance(ops.matmul(x, W) + b, s, memory, U, C)
         # y_t = output_activation(o_t)
-        return self.output_activation(o), s_t, alpha
+        return self.output_activation(self._readout(x, s, c)), s_t, alpha
 
     def feed(self, y):
         """Returns x_{t+1} (batch, m): what the next step is fed.
@@ -322,6 +328,7 @@ class AttentionDecoder(keras.layers.Layer):
         self._refuse_unbuilt()
         if self.feedback is not None and not _are_ids(y):
             y = _argmax(y) if self.feedback == "argmax" else self.feedback(y)
+        # x_t+1 = feedback(y_t) E
         return self._embed(y)
 
     def _embed(self, y):
@@ -341,6 +348,7 @@ class AttentionDecoder(keras.layers.Layer):
         encoded_mask=None, output_length=None, initial_state=None, training=False,
     ):  # fmt: skip
         x, s, memory = self.start(encoded, encoded_mask if mask is None else mask, initial_state)
+        # A readout that is fed back is made in the loop, where it trains faster joined.
         W, b, U, C = self._joined("rzpo" if targets is None else "rzp")
         # The gradient computes each tanh of `_attend`, (B, Tin, u), again: they are not kept.
         # In a keras.RematScope on JAX, `training` is traced: neither True nor False.
@@ -357,6 +365,7 @@ class AttentionDecoder(keras.layers.Layer):
         def free(_, states):
             x, s = states
             s_t, _, alpha, o = self._advance(ops.matmul(x, W) + b, s, memory, U, C, remat)
+            # y_t = output_activation(o_t)
             x = self.feed(self.output_activation(o))
             return o, alpha, [x if drop_x is None else x * drop_x, s_t]
 
@@ -371,16 +380,16 @@ class AttentionDecoder(keras.layers.Layer):
             no_input = ops.zeros((ops.shape(x)[0], length, 1), dtype=self.compute_dtype)
             o, scores = self._loop(free, no_input, [x, s], self.output_dim)
         else:  # nothing of y is fed back: what the loop does not need is made for all t at once
+            # x_t+1 = target_t E
             targets = self._embed(self._ids_or_vectors("targets", targets, encoded.shape[0], None))
             _refuse_unknown_length(ops.shape(targets)[1])
             x = ops.concatenate([x[:, None], targets], axis=1)[:, :-1]  # (B, Tout, m)
             x = x if drop_x is None else x * drop_x[:, None]
             width = self.units + encoded.shape[-1]
             sc, scores = self._loop(forced, ops.matmul(x, W) + b, [s], width)
-            # o_t = x_t W_o + s_{t-1} U_o + c_t C_o + b_o
-            UC_o = ops.concatenate([self.U_o, self.C_o], axis=0)  # (u + D, o)
-            o = ops.matmul(x, self.W_o) + ops.matmul(sc, UC_o) + self.b_o  # (B, Tout, o)
-        # Outside of the loop, also where a step made y_t: there the loss finds a softmax's logits.
+            o = self._readout(x, sc[..., : self.units], sc[..., self.units :])  # (B, Tout, o)
+        # y_t = output_activation(o_t), once more where a step made it: the loss finds a softmax's
+        # logits outside of the loop alone.
         outputs = scores if self.return_probabilities else self.output_activation(o)
         return (outputs, scores) if return_attention_scores else outputs
 

@@ -28,6 +28,23 @@ def test_of_equal_outputs_argmax_feeds_the_first(dtype):
     assert np.all(np.isfinite(fed))
 
 
+def test_the_weights_of_a_large_vocabulary_are_not_copied(monkeypatch):
+    """By a step, which would copy them anew each time, or for the outputs of targets."""
+    layer, _ = random_layer(o=1000, embedding_dim=3)
+    joined = []
+    concatenate = ops.concatenate
+
+    def recorded(tensors, axis=-1):
+        joined.append(concatenate(tensors, axis))
+        return joined[-1]
+
+    monkeypatch.setattr(ops, "concatenate", recorded)
+    start = layer.start(random_input(), None)
+    y, _, _ = layer.step(*start)
+    assert y.shape == layer(random_input(), np.ones((4, 1), "int32")).shape[::2] == (4, 1000)
+    assert joined and max(np.prod(tensor.shape) for tensor in joined) < 7 * 1000
+
+
 # The manual's functions and classes
 
 X = SYMBOLS.astype("int32")
