@@ -9,6 +9,7 @@ JAX and PyTorch.
 # Part of "Attention, read along". Copyright (c) 2026 the authors of that repository. MIT License.
 
 import numbers
+import operator
 
 import keras
 from keras import ops
@@ -71,8 +72,8 @@ class AttentionDecoder(keras.layers.Layer):
             that is no padding. By default the mask that comes with `encoded`, but from Keras 3.16
             on recurrent layers pass none on: give it.
         return_attention_scores: Whether to return `(outputs, scores)`. Default: False.
-        output_length, initial_state: T_out without targets, and s_0 (batch, u) or a list of it, of
-            this call.
+        output_length, initial_state: T_out, an integer of known value, not used where there are
+            targets; and s_0 (batch, u) or a list of it. Both of this call.
         training: Whether to drop entries, and to compute each tanh again for the gradient instead
             of keeping it (on TensorFlow, no second derivatives then).
         encoded_mask: Where Keras puts the mask that comes with `encoded`.
@@ -343,6 +344,11 @@ class AttentionDecoder(keras.layers.Layer):
 
     # The loop over all steps
 
+    def __call__(self, *args, output_length=None, **kwargs):
+        # Here, as Keras would make a tensor of a NumPy integer, and trace it.
+        output_length = _positive_integer("output_length", output_length, optional=True)
+        return super().__call__(*args, output_length=output_length, **kwargs)
+
     def call(
         self, encoded, targets=None, mask=None, return_attention_scores=False, *,
         encoded_mask=None, output_length=None, initial_state=None, training=False,
@@ -569,9 +575,21 @@ def _refuse_unknown_length(length):
 def _positive_integer(name, value, optional=False):
     if optional and value is None:
         return None
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
+    message = f"{name} must be a positive integer, got {value!r}"
+    if hasattr(value, "dtype"):  # of NumPy, or a tensor
+        is_integer = keras.backend.is_int_dtype(value.dtype) and len(value.shape) == 0
+    else:
+        is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer:
+        raise ValueError(message)
+    try:
+        integer = operator.index(value)
+    except TypeError:
+        message += ", of unknown value in a traced function: give int(...), or give it to the layer"
+        raise ValueError(message) from None
+    if integer < 1:
+        raise ValueError(message)
+    return integer
 
 
 def _are_ids(y):

@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from attention_decoder import AttentionDecoder
 from oracle import IDS, MASK, assert_close, random_input, random_layer
@@ -14,11 +15,22 @@ def layer(**kwargs):
     return AttentionDecoder(**{"units": 7, "output_dim": 5, **kwargs})
 
 
+NO_SIZES = [0, -3, 2.5, "7", True, [4], np.int64(0), np.float32(2), np.True_, np.array([3])]
+NO_SIZES += [ops.convert_to_tensor(value) for value in (-3, 2.0, True, [4])]
+
+
 @pytest.mark.parametrize("name", ["units", "output_dim", "output_length", "embedding_dim"])
-@pytest.mark.parametrize("value", [0, -3, 2.0, "7", True, [4], np.array([3, 4])])
+@pytest.mark.parametrize("value", NO_SIZES)
 def test_a_size_must_be_a_positive_integer(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be a positive integer, got "):
         layer(**{name: value})
+
+
+@pytest.mark.parametrize("targets", [None, IDS], ids=["free running", "targets"])
+@pytest.mark.parametrize("value", NO_SIZES)
+def test_so_must_the_length_that_a_call_is_given(value, targets):
+    with pytest.raises(ValueError, match="^output_length must be a positive integer, got "):
+        random_layer()[0](random_input(), targets, output_length=value)
 
 
 def one():
@@ -44,6 +56,7 @@ OF_ONE = "{} must be floats of rank {}, the last axis 1, where output_dim is 1, 
 MASK_SHAPE = f"mask {SHAPE}(4, 4), got "
 STATE = f"initial_state {SHAPE}(4, 7), got "
 STATES = "initial_state must be one tensor (batch, u), or a list of one, got 2: of the states ["
+TRACED = "of unknown value in a traced function: give int(...), or give it to the layer"
 GIVE = "start, step and feed must be given tensors, not a keras.Input: write a keras.Model with a "
 START = "The layer has no weights yet: call start, which makes them"
 
@@ -63,7 +76,7 @@ BAD_CALLS = [
     (lambda d, x, make: d.start(make(4, 0, 6), None), f"encoded {STEPS}(4, 0, 6)"),
     (lambda d, x, make: d(x, make(4, 0, dtype="int32")), f"targets {STEPS}(4, 0)"),
     (lambda d, x, make: d(x, make(4, 0, 5)), f"targets {STEPS}(4, 0, 5)"),
-    (lambda d, x, make: d(x, output_length=0), "output_length must be a positive integer, "),
+    (lambda d, x, make: d(x, output_length=symbolic(dtype="int32")), TRACED),
     (lambda d, x, make: d(x, make(4, 4)), TARGETS.format(2, 3, "float32")),
     (lambda d, x, make: d(x, make(4, 4, 5, dtype="int32")), TARGETS.format(2, 3, "int32")),
     (lambda d, x, make: d(x, make(4, 9, 6)), f"targets {SHAPE}(4, None, 5), got"),

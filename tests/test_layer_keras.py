@@ -25,7 +25,11 @@ from oracle import (
     only_torch, random_input, random_layer,
 )  # fmt: skip
 
-if BACKEND == "torch":
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
+else:
     import torch
 
 X = random_input().astype("float32")
@@ -47,6 +51,39 @@ def test_one_model_takes_batches_of_any_lengths(with_targets):
     for arrays in ([X, IDS], [X[:, :3], IDS[:, :5]]):
         arrays = arrays[: 1 + with_targets]
         assert_close(model.predict(arrays, verbose=0), numpy_decoder(w, *arrays))
+
+
+@pytest.mark.parametrize(
+    "length", [np.int64(3), np.array(3, "uint8"), ops.convert_to_tensor(3)], ids=type
+)
+def test_a_length_is_any_integer_whose_value_is_known(length):
+    layer, w = random_layer()
+    expected = numpy_decoder(w, X, output_length=3)[0]
+    assert_close(layer(X, output_length=length), expected)
+    inputs = keras.Input((4, 6))
+    outputs = layer(inputs, output_length=length)
+    assert outputs.shape == (None, 3, 5)
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.decoder = layer
+
+        def call(self, encoded):
+            return self.decoder(encoded, output_length=length)
+
+    for model in keras.Model(inputs, outputs), Subclassed():
+        assert_close(model.predict(X, verbose=0), expected)
+    sized = AttentionDecoder(length, length, output_length=length, embedding_dim=length)
+    assert sized(X).shape == (4, 3, 3) and json.dumps(sized.get_config())
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch traces with values")
+def test_a_length_that_is_traced_is_told_to_be_an_integer():
+    trace = tf.function if BACKEND == "tensorflow" else jax.jit
+    layer, _ = random_layer()
+    with pytest.raises(ValueError, match=r"of unknown value .* give int\(\.\.\.\)"):
+        trace(lambda length: layer(X, output_length=length))(ops.convert_to_tensor(3))
 
 
 @pytest.mark.parametrize("targets", [None, IDS[:, :5]], ids=["free running", "targets"])
@@ -195,6 +232,23 @@ def test_mixed_precision_gives_the_numbers_that_it_can(dtype, tolerance, embeddi
     assert_close(called, expected, atol=tolerance)
 
 
+@pytest.mark.parametrize("targets", [None, IDS, random_input(D=5)], ids=["free", "ids", "vectors"])
+def test_without_autocast_the_numbers_have_the_type_that_a_summary_tells(targets):
+    """Inside of a model: a layer by itself has its weights cast all the same."""
+
+    class Mixed(keras.Model):
+        def __init__(self):
+            super().__init__(dtype="mixed_float16")
+            self.decoder, _ = random_layer(dtype="mixed_float16", autocast=False)
+
+        def call(self, encoded):
+            return self.decoder(encoded, targets)
+
+    model = Mixed()
+    symbolic = model.decoder(keras.Input((4, 6)), targets)
+    assert dtype_of(model(X)) == dtype_of(symbolic) == "float16"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
 def test_scores_of_any_size_overflow_nowhere(dtype):
     layer, w = random_layer(dtype=dtype)
@@ -311,7 +365,7 @@ SOURCE = pathlib.Path(attention_decoder.__file__).read_text(encoding="utf-8")
 
 def test_the_file_needs_keras_alone_and_python_3_9_and_names_its_licence():
     imports = [line for line in SOURCE.splitlines() if line.startswith(("import", "from"))]
-    assert imports == ["import numbers", "import keras", "from keras import ops"]
+    assert imports == ["import numbers", "import operator", "import keras", "from keras import ops"]
     assert "keras.src" not in SOURCE
     ast.parse(SOURCE, feature_version=(3, 9))
     assert "strict=" not in SOURCE  # an argument of zip since 3.10
