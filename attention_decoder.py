@@ -6,6 +6,7 @@ into your project: it needs Keras (3.10 or later) and Python 3.9 or later, and r
 JAX and PyTorch.
 """
 
+# SPDX-License-Identifier: MIT
 # Part of "Attention, read along". Copyright (c) 2026 the authors of that repository. MIT License.
 
 import numbers
@@ -13,6 +14,8 @@ import operator
 
 import keras
 from keras import ops
+
+__version__ = "2026.11"  # what has changed since the last one: docs/layer.md of that repository
 
 
 @keras.saving.register_keras_serializable(package="attention_decoder")
@@ -82,9 +85,6 @@ class AttentionDecoder(keras.layers.Layer):
 
     Raises: ValueError, if a type, a size or a shape is not as above, or there is no step in or out.
         The values of ids are not checked: what one from o up feeds depends on the backend.
-
-    Saved models: A `.keras` file whose weights stand under `cell/` is of an older version of this
-        class and does not load. `set_weights` takes that version's `get_weights()`.
 
     Example: letters to sounds of any lengths, padded with 0. Both models share their weights.
 
@@ -344,10 +344,11 @@ class AttentionDecoder(keras.layers.Layer):
 
     # The loop over all steps
 
-    def __call__(self, *args, output_length=None, **kwargs):
-        # Here, as Keras would make a tensor of a NumPy integer, and trace it.
-        output_length = _positive_integer("output_length", output_length, optional=True)
-        return super().__call__(*args, output_length=output_length, **kwargs)
+    def __call__(self, *args, **kwargs):
+        if "output_length" in kwargs:  # Keras would make a tensor of NumPy's, and trace it
+            length = kwargs["output_length"]
+            kwargs["output_length"] = _positive_integer("output_length", length, optional=True)
+        return super().__call__(*args, **kwargs)
 
     def call(
         self, encoded, targets=None, mask=None, return_attention_scores=False, *,

@@ -363,7 +363,7 @@ def test_no_call_keeps_its_batch_alive():
 SOURCE = pathlib.Path(attention_decoder.__file__).read_text(encoding="utf-8")
 
 
-def test_the_file_needs_keras_alone_and_python_3_9_and_names_its_licence():
+def test_the_file_needs_keras_alone_and_python_3_9_and_names_its_licence_and_version():
     imports = [line for line in SOURCE.splitlines() if line.startswith(("import", "from"))]
     assert imports == ["import numbers", "import operator", "import keras", "from keras import ops"]
     assert "keras.src" not in SOURCE
@@ -372,6 +372,11 @@ def test_the_file_needs_keras_alone_and_python_3_9_and_names_its_licence():
     year = (ROOT / "LICENSE").read_text(encoding="utf-8").split()[4]
     origin = f'# Part of "Attention, read along". Copyright (c) {year} the authors'
     assert origin in SOURCE and "MIT License" in SOURCE
+    assert SOURCE.count("\n# SPDX-License-Identifier: MIT\n") == 1
+    for manual in "layer.md", "layer.zh.md":  # what is new in it
+        text = (ROOT / "docs" / manual).read_text(encoding="utf-8")
+        (line,) = (line for line in text.splitlines() if "`attention_decoder.__version__`" in line)
+        assert attention_decoder.__version__ in line
 
 
 def test_the_docstrings_examples_run():
