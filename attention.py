@@ -10,8 +10,11 @@ Run it with `python attention.py`.
 
 import argparse
 import os
+import unicodedata
+import warnings
 
 import numpy as np
+from matplotlib import font_manager, rcParams
 from matplotlib.figure import Figure
 
 from data_prep import get_pairs, one_hot_decode
@@ -60,11 +63,18 @@ def attention_weights(model, X):
 def plot_weights(path, inputs, outputs, weights):
     """Writes a picture of the attention weights (pairs, T_out, T_in), a heatmap for each pair.
 
-    The inputs' and outputs' values, numbers or words, stand on its axes.
+    The inputs' and outputs' values, numbers or words, stand on its axes. Raises ValueError, if in a
+    pair nothing is read or written, or if there are no weights.
     """
-    longest_in, longest_out = (
-        max(len(str(value)) for pair in pairs for value in pair) for pairs in (inputs, outputs)
-    )
+    for name, pairs in ("inputs", inputs), ("outputs", outputs):
+        if not len(pairs) or not all(map(len, pairs)):
+            raise ValueError(f"{name} must have at least one value in each pair, got {pairs}")
+    if weights is None:
+        raise ValueError("weights must be the attention weights (pairs, T_out, T_in), got None")
+    read, written = ([value for pair in pairs for value in pair] for pairs in (inputs, outputs))
+    longest_in, longest_out = (max(map(label_width, values)) for values in (read, written))
+    # A word with two dollar signs is no formula.
+    as_text = {"parse_math": False, "fontfamily": families_for(read + written)}
     # Inches; the labels of more than 20 steps overlap.
     width = 0.85 + 0.25 * min(len(inputs[0]), 20) + 0.08 * longest_out
     height = max(2, 0.85 + 0.25 * min(len(outputs[0]), 20) + 0.08 * longest_in)
@@ -72,12 +82,55 @@ def plot_weights(path, inputs, outputs, weights):
     axes = figure.subplots(1, len(inputs), squeeze=False)[0]
     for axis, pair_in, pair_out, pair_weights in zip(axes, inputs, outputs, weights):
         image = axis.imshow(pair_weights, vmin=0, vmax=1, cmap="Blues")
-        axis.set_xticks(range(len(pair_in)), pair_in, rotation=90 if longest_in > 2 else 0)
-        axis.set_yticks(range(len(pair_out)), pair_out)
+        rotation = 90 if longest_in > 2 else 0
+        axis.set_xticks(range(len(pair_in)), pair_in, rotation=rotation, **as_text)
+        axis.set_yticks(range(len(pair_out)), pair_out, **as_text)
         axis.set_xlabel("input")
     axes[0].set_ylabel("output")
     figure.colorbar(image, ax=axes, label="attention weight")
     figure.savefig(path, dpi=120)
+
+
+def label_width(value):
+    """Returns how many letters wide it is: Chinese ones count twice."""
+    return sum(1 + (unicodedata.east_asian_width(letter) in "FW") for letter in str(value))
+
+
+def families_for(words):
+    """Returns the families of fonts that draw these words: Matplotlib's own, and maybe one more.
+
+    Its own has no Chinese, Japanese or Korean. The other is the installed font that has most of the
+    letters that are missing. Warns, if some are in none.
+    """
+    families = list(rcParams["font.family"])
+    missing = {letter for word in words for letter in str(word) if letter.isprintable()}
+
+    def missing_in(path):
+        try:
+            font = font_manager.get_font(path)
+        except (OSError, RuntimeError):  # it is gone, or is no font
+            return missing
+        if font.get_char_index(0x10FFFF) or not font.scalable:  # a box for whatever is no letter
+            return missing
+        return {letter for letter in missing if not font.get_char_index(ord(letter))}
+
+    for family in families:
+        missing = missing_in(font_manager.findfont(font_manager.FontProperties(family=[family])))
+    if missing:
+        known = {font.fname for font in font_manager.fontManager.ttflist}
+        installed = sorted(known | {*font_manager.findSystemFonts()})
+        # Of equally good ones a regular one, neither black nor light.
+        best = min(installed, key=lambda path: (len(missing_in(path)), "Regular" not in path))
+        if len(missing_in(best)) < len(missing):
+            if best not in known:  # installed since Matplotlib made its list
+                font_manager.fontManager.addfont(best)
+            families.append(font_manager.get_font(best).family_name)
+            missing = missing_in(best)
+    if missing:
+        letters = "".join(sorted(missing))
+        message = f"no font has {letters}: on Debian or Ubuntu, sudo apt install fonts-noto-cjk"
+        warnings.warn(message, stacklevel=3)
+    return families
 
 
 def main():

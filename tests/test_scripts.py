@@ -10,8 +10,13 @@ import sys
 import time
 
 import jupyter_client
+import matplotlib
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fontTools.ttLib import TTCollection
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -19,6 +24,7 @@ from attention import attention_model, attention_weights, plot_weights
 from attention_decoder import AttentionDecoder
 from baseline import baseline_model, evaluate
 from data_prep import get_pairs, one_hot_decode
+from oracle import from_the_manual
 import keras
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -150,6 +156,113 @@ def test_the_picture_has_room_for_words(tmp_path, monkeypatch):
             assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
             assert all(figure.bbox.count_contains(box.corners()) == 4 for box in boxes)
         assert axis.get_window_extent().width > 40 and axis.get_window_extent().height > 20
+
+
+@pytest.mark.parametrize("word", ["$x_$", "$5", "a $ or $_"])
+def test_a_word_with_dollar_signs_is_no_formula(word, tmp_path):
+    plot_weights(tmp_path / "picture.png", [[word]], [[word, "b"]], np.ones((1, 2, 1)))
+    names = from_the_manual(Figure=Figure)
+    names["heat_map"](tmp_path / "heat_map.png", [word], [word, "b"], np.ones((2, 1)))
+
+
+@pytest.mark.parametrize(
+    "inputs, outputs, weights, message",
+    [
+        ([[1]], [[]], np.ones((1, 0, 1)), "outputs must have at least one value in each pair, got"),
+        ([[1], []], [[2], [3]], np.ones((2, 1, 1)), "inputs must have at least one value in each"),
+        ([], [], np.ones((0, 1, 1)), "inputs must have at least one value in each pair, got []"),
+        (
+            [[1]],
+            [[2]],
+            None,
+            "weights must be the attention weights (pairs, T_out, T_in), got None",
+        ),
+    ],
+)
+def test_a_picture_of_nothing_is_refused(inputs, outputs, weights, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plot_weights(tmp_path / "picture.png", inputs, outputs, weights)
+
+
+def small_font(path):
+    """Writes a font of four Chinese letters, bars of other heights; as a .ttc, a collection."""
+    letters = "注意力机"
+    names = [".notdef", *(f"letter{i}" for i in range(len(letters)))]
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap(dict(zip(map(ord, letters), names[1:])))
+    glyphs = {}
+    for height, name in enumerate(names, start=1):
+        pen = TTGlyphPen(None)
+        pen.moveTo((100, 0))
+        for x, y in (900, 0), (900, 150 * height), (100, 150 * height):
+            pen.lineTo((x, y))
+        pen.closePath()
+        glyphs[name] = pen.glyph()
+    builder.setupGlyf(glyphs)
+    builder.setupHorizontalMetrics({name: (1000, 100) for name in names})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Four Letters", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    if path.suffix == ".ttc":
+        collection = TTCollection()
+        collection.fonts = [builder.font]
+        collection.save(path)
+    else:
+        builder.save(path)
+
+
+@pytest.fixture
+def only_matplotlibs_fonts(monkeypatch):
+    manager = font_manager.fontManager
+    own = [font for font in manager.ttflist if font.fname.startswith(matplotlib.get_data_path())]
+    monkeypatch.setattr(manager, "ttflist", own)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+    with matplotlib.rc_context():
+        yield
+
+
+def drawn_by_plot_weights(path, word):
+    plot_weights(path, [[word, "a"]], [[word]], np.ones((1, 1, 2)))
+
+
+def drawn_by_the_manual(path, word):
+    names = from_the_manual(Figure=Figure, font_manager=font_manager, rcParams=matplotlib.rcParams)
+    names["use_a_font_with"](word)
+    names["heat_map"](path, [word, "a"], [word], np.ones((1, 2)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("draw", [drawn_by_plot_weights, drawn_by_the_manual])
+@pytest.mark.parametrize("file", ["font.ttf", "font.ttc"])
+def test_two_chinese_words_look_different(
+    file, draw, only_matplotlibs_fonts, tmp_path, monkeypatch, capsys
+):
+    """In a font that was installed after Matplotlib had made its list of them."""
+    small_font(tmp_path / file)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / file)])
+    pictures = []
+    for word in "注意", "力机", "注意":
+        draw(tmp_path / "picture.png", word)
+        pictures.append(imread(tmp_path / "picture.png"))
+    first, other, again = pictures
+    assert first.shape == other.shape and np.all(first == again)
+    assert np.count_nonzero(np.any(first != other, axis=-1)) > 100
+    assert capsys.readouterr().out == ""
+
+
+def test_where_no_font_has_a_letter_it_is_told_what_to_install(
+    only_matplotlibs_fonts, tmp_path, capsys
+):
+    install = "sudo apt install fonts-noto-cjk"
+    with pytest.warns(UserWarning) as warned:
+        drawn_by_plot_weights(tmp_path / "picture.png", "注意")
+        assert f"no font has 意注: on Debian or Ubuntu, {install}" in map(
+            str, (w.message for w in warned)
+        )
+        drawn_by_the_manual(tmp_path / "picture.png", "注意")
+    assert install in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["data_prep.py", "baseline.py", "attention.py"])
