@@ -158,7 +158,7 @@ def test_the_picture_has_room_for_words(tmp_path, monkeypatch):
         assert axis.get_window_extent().width > 40 and axis.get_window_extent().height > 20
 
 
-@pytest.mark.parametrize("word", ["$x_$", "$5", "a $ or $_"])
+@pytest.mark.parametrize("word", ["$x_$", r"$\what$"])
 def test_a_word_with_dollar_signs_is_no_formula(word, tmp_path):
     plot_weights(tmp_path / "picture.png", [[word]], [[word, "b"]], np.ones((1, 2, 1)))
     names = from_the_manual(Figure=Figure)
