@@ -425,9 +425,8 @@ class AttentionDecoder(keras.layers.Layer):
         self, encoded_shape, targets_shape=None, return_attention_scores=False, output_length=None
     ):
         batch, steps_in = encoded_shape[:2]
-        if targets_shape is None:
-            steps_out = self._steps_out(steps_in, output_length)
-        else:
+        steps_out = self._steps_out(steps_in, output_length)
+        if targets_shape is not None:
             steps_out = targets_shape[1]
         scores = (batch, steps_out, steps_in)
         outputs = scores if self.return_probabilities else (batch, steps_out, self.output_dim)
@@ -577,17 +576,14 @@ def _positive_integer(name, value, optional=False):
     if optional and value is None:
         return None
     message = f"{name} must be a positive integer, got {value!r}"
-    if hasattr(value, "dtype"):  # of NumPy, or a tensor
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if hasattr(value, "dtype"):  # NumPy's, or a tensor
         is_integer = keras.backend.is_int_dtype(value.dtype) and len(value.shape) == 0
-    else:
-        is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer:
-        raise ValueError(message)
     try:
-        integer = operator.index(value)
+        integer = operator.index(value) if is_integer else 0
     except TypeError:
         message += ", of unknown value in a traced function: give int(...), or give it to the layer"
-        raise ValueError(message) from None
+        integer = 0
     if integer < 1:
         raise ValueError(message)
     return integer
