@@ -45,7 +45,7 @@ def run(code, folder):
     shutil.copy(ROOT / "attention_decoder.py", folder)
     (folder / "blocks.py").write_text(code, encoding="utf-8")
     command = [sys.executable, "blocks.py"]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     return run.stdout, run.stderr
 
