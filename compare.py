@@ -37,7 +37,7 @@ from baseline import (
     progress_bar,
     train,
 )
-from attention import attention_model
+from attention import attention_model, families_for
 import keras  # after baseline, which chooses its backend
 import tensorflow as tf
 
@@ -361,6 +361,7 @@ def print_statistics(results):
 def plot_comparison(path, results):
     """Writes a picture of {name: repeats}: the losses with their spread, and the accuracies."""
     labels = [LABELS.get(name, name) for name in results]
+    families = families_for(labels)
     # The boxes lie: so there is room for long names, and for many.
     figure = Figure(figsize=(10, max(4, 0.4 * len(labels))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -379,9 +380,10 @@ def plot_comparison(path, results):
         beside = np.linspace(-0.15, 0.15, len(accuracies))
         right.plot(accuracies, i + beside, "o", alpha=0.6)
     left.set(xlabel="update", ylabel="loss, mean and standard deviation", ylim=(0, None))
-    for text in left.legend(left.lines, labels).get_texts():
-        text.set_parse_math(False)
-    right.set_yticks(range(len(labels)), labels, parse_math=False)
+    right.set_yticks(range(len(labels)), labels)
+    # A name with two dollar signs is no formula, and one may be in Chinese.
+    for text in (*left.legend(left.lines, labels).get_texts(), *right.get_yticklabels()):
+        text.set(parse_math=False, fontfamily=families)
     right.set(xlabel="exact-match accuracy in %", xlim=(-3, 103))
     right.invert_yaxis()  # from top to bottom, as in the legend
     figure.savefig(path, dpi=120)

@@ -29,6 +29,11 @@ def test_every_tenth_word_is_held_out_in_every_run_and_said_as_in_the_dictionary
     assert sum(map(len, some)) == 1000 and len({word[0] for word in some[0]}) > 20
     assert some[0].items() < learn.items() and some[1].items() < test.items()
 
+    # Settings are chosen on a tenth of the words to learn; the test words stay unseen.
+    learn_less, kept_back = pronounce.load_words(10**6, validate=True)
+    assert learn_less | kept_back == learn and not learn_less.keys() & kept_back.keys()
+    assert 0.095 < len(kept_back) / len(learn) < 0.105
+
     words = learn | test
     assert words["thought"] == [("TH", "AO", "T")]
     assert words["read"] == [("R", "EH", "D"), ("R", "IY", "D")]  # REH1D and RIY1D
