@@ -246,10 +246,11 @@ class AttentionDecoder(keras.layers.Layer):
         xW_b is x_t W + b, and W, b, U and C are of `_joined`. Where these are of r, z and p alone,
         o_t is empty, (B, 0): `_readout` makes it.
         """
-        sW_a, sU_r, sU_z, sU_o = self._split(ops.matmul(s, U))
+        u = self.units
+        sW_a, sU_r, sU_z, sU_o = _split(ops.matmul(s, U), [u, 2 * u, 3 * u])
         c, alpha = self._attend(sW_a, memory, remat)
         # i_g = x_t W_g + c_t C_g + b_g
-        i_r, i_z, i_p, i_o = self._split(xW_b + ops.matmul(c, C))
+        i_r, i_z, i_p, i_o = _split(xW_b + ops.matmul(c, C), [u, 2 * u, 3 * u])
         # r_t = σ(i_r + s_{t-1} U_r)
         r = ops.sigmoid(i_r + sU_r)  # (B, u)
         # z_t = σ(i_z + s_{t-1} U_z)
@@ -283,13 +284,6 @@ class AttentionDecoder(keras.layers.Layer):
         U = side_by_side(["W_a"] + [f"U_{g}" for g in gates if g != "p"])  # of s_{t-1}
         C = side_by_side([f"C_{g}" for g in gates])  # of c_t
         return W, b, U, C
-
-    def _split(self, x):
-        """The parts of a product with joined weights: three (B, u), and (B, o) or (B, 0)."""
-        u = self.units
-        if keras.backend.backend() == "torch":  # which cannot export a split into unequal parts
-            return x[:, :u], x[:, u : 2 * u], x[:, 2 * u : 3 * u], x[:, 3 * u :]
-        return ops.split(x, [u, 2 * u, 3 * u], axis=-1)  # XLA is slow at the gradients of slices
 
     # One step, by hand
 
@@ -394,7 +388,7 @@ class AttentionDecoder(keras.layers.Layer):
             x = x if drop_x is None else x * drop_x[:, None]
             width = self.units + encoded.shape[-1]
             sc, scores = self._loop(forced, ops.matmul(x, W) + b, [s], width)
-            o = self._readout(x, sc[..., : self.units], sc[..., self.units :])  # (B, Tout, o)
+            o = self._readout(x, *_split(sc, [self.units]))  # (B, Tout, o)
         # y_t = output_activation(o_t), once more where a step made it: the loss finds a softmax's
         # logits outside of the loop alone.
         outputs = scores if self.return_probabilities else self.output_activation(o)
@@ -417,7 +411,7 @@ class AttentionDecoder(keras.layers.Layer):
         # Not rnn(…), which would use the cell once more, and later, in a keras.RematScope.
         both = rnn.call(x, initial_state=states)
         rnn.cell = None  # else a cycle of references keeps the batch until it is collected
-        return both[..., :width], both[..., width:]
+        return _split(both, [width])
 
     # What Keras asks of a layer
 
@@ -587,6 +581,13 @@ def _positive_integer(name, value, optional=False):
     if integer < 1:
         raise ValueError(message)
     return integer
+
+
+def _split(x, places):
+    """The parts of the last axis of x between these places."""
+    if keras.backend.backend() == "torch":  # which cannot export a split into unequal parts
+        return [x[..., a:b] for a, b in zip([0, *places], [*places, x.shape[-1]])]
+    return ops.split(x, places, axis=-1)  # XLA is slow at the gradients of slices
 
 
 def _are_ids(y):
