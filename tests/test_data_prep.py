@@ -68,6 +68,15 @@ def test_pairs_are_the_same_drawn_in_parts(monkeypatch):
         np.testing.assert_array_equal(np.concatenate(in_parts), at_once)
 
 
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])
+def test_numpys_integers_do_what_pythons_do(integer):
+    X, y = get_pairs(*map(integer, (90, 5, 2, 50, 3)))
+    for array, expected in zip((X, y), get_pairs(90, 5, 2, 50, 3)):
+        np.testing.assert_array_equal(array, expected)
+    assert one_hot_encode(one_hot_decode(X), integer(50)).tolist() == X.tolist()
+    assert generate_sequence(integer(9), integer(7), 3) == generate_sequence(9, 7, 3)
+
+
 INTEGERS = "sequence must hold integers from 0 to 1, got "
 
 
