@@ -12,6 +12,7 @@ import argparse
 import os
 import unicodedata
 import warnings
+from operator import index
 
 import numpy as np
 from matplotlib import font_manager, rcParams
@@ -31,6 +32,8 @@ def attention_model(n_timesteps_in, n_features, n_units=150):
     shape. The encoder passes on its output at every step, and the decoder chooses at each of its
     own steps which of them to use.
     """
+    # Python's integers also of NumPy's, which Keras refuses.
+    n_timesteps_in, n_features, n_units = map(index, (n_timesteps_in, n_features, n_units))
     unroll = n_timesteps_in <= UNROLL_UP_TO
     model = keras.Sequential()
     model.add(keras.Input((n_timesteps_in, n_features)))

@@ -10,6 +10,7 @@ Run it with `python baseline.py`. The training and the evaluation that all scrip
 import argparse
 import os
 import sys
+from operator import index
 
 import numpy as np
 
@@ -39,6 +40,8 @@ def baseline_model(n_timesteps_in, n_features, n_units=150):
     shape. The encoder passes nothing on but its last output, `n_units` numbers, which the decoder
     sees at every step.
     """
+    # Python's integers also of NumPy's, which Keras refuses.
+    n_timesteps_in, n_features, n_units = map(index, (n_timesteps_in, n_features, n_units))
     unroll = n_timesteps_in <= UNROLL_UP_TO
     model = keras.Sequential()
     model.add(keras.Input((n_timesteps_in, n_features)))

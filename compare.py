@@ -220,9 +220,10 @@ def run_repeats(submit, missing, settings, path):
     if bar.verbose:
         print("Compiling takes some seconds.")
     bar.update(0)
-    futures = [submit(name, seed, settings) for name, seed in missing]
-    repeats, accuracies = {}, {name: [] for name in MODELS}
+    futures, repeats, accuracies = [], {}, {name: [] for name in MODELS}
     try:
+        for name, seed in missing:
+            futures.append(submit(name, seed, settings))
         for future in as_completed(futures):
             repeat = future.result()
             save_repeat(path, repeat)

@@ -52,9 +52,10 @@ def get_pairs(n_pairs, n_in, n_out, n_unique, rng=None):
     """
     if n_pairs < 1:
         raise ValueError(f"n_pairs must be at least 1, got {n_pairs}")
-    if n_out not in range(1, n_in + 1):
+    if n_out not in range(1, int(n_in) + 1):
         raise ValueError(f"n_out must be an integer from 1 to n_in ({n_in}), got {n_out}")
-    sequences_in = np.reshape(generate_sequence(n_pairs * n_in, n_unique, rng), (n_pairs, n_in))
+    n_integers = int(n_pairs) * int(n_in)  # NumPy's small integers would overflow
+    sequences_in = np.reshape(generate_sequence(n_integers, n_unique, rng), (n_pairs, n_in))
     sequences_out = np.where(np.arange(n_in) < n_out, sequences_in, 0)
     return one_hot_encode(sequences_in, n_unique), one_hot_encode(sequences_out, n_unique)
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from unittest import mock
 
 import distributed
@@ -575,6 +575,21 @@ def test_what_cannot_be_saved_ends_the_script_with_status_1_and_is_told_once(
     assert stderr.endswith("OSError: [Errno 27] File too large\n")
     compare.mend_end(path)
     assert len(path.read_text().splitlines()) == len(repeats_in(tmp_path)) == 3
+
+
+def test_stopped_while_it_starts_the_trainings_it_cancels_those(tmp_path):
+    futures = []
+
+    def submit(*args):
+        if len(futures) == 3:
+            raise KeyboardInterrupt
+        futures.append(Future())
+        return futures[-1]
+
+    missing = [("baseline", seed) for seed in range(5)]
+    with pytest.raises(KeyboardInterrupt):
+        compare.run_repeats(submit, missing, SMALL, tmp_path / "repeats.jsonl")
+    assert len(futures) == 3 and all(future.cancelled() for future in futures)
 
 
 def test_a_training_that_fails_in_a_notebook_cancels_those_to_come(tmp_path, monkeypatch, capsys):

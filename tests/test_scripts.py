@@ -35,8 +35,8 @@ ROOT = pathlib.Path(__file__).parent.parent
     ("make_model", "n_weights"), [(baseline_model, 308_750), (attention_model, 363_900)]
 )
 def test_the_articles_models_have_its_sizes_and_settings(make_model, n_weights):
-    model = make_model(5, 50)
-    assert model.count_params() == n_weights
+    model = make_model(*map(np.int64, (5, 50, 150)))
+    assert model.count_params() == make_model(5, 50).count_params() == n_weights
     assert model.input_shape == model.output_shape == (None, 5, 50)
     assert model.loss == "categorical_crossentropy"
     assert isinstance(model.optimizer, keras.optimizers.Adam)
