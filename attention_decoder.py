@@ -411,7 +411,7 @@ class AttentionDecoder(keras.layers.Layer):
         # Not rnn(…), which would use the cell once more, and later, in a keras.RematScope.
         both = rnn.call(x, initial_state=states)
         rnn.cell = None  # else a cycle of references keeps the batch until it is collected
-        return _split(both, [width])
+        return both[..., :width], both[..., width:]
 
     # What Keras asks of a layer
 

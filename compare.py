@@ -118,7 +118,7 @@ def compile_shared_updates(model, X, y, jit_compile=True):
     pairs = (np.repeat(array, UPDATES_PER_CALL, axis=0) for array in (X, y))
     arguments = *map(tf.constant, pairs), tf.constant(0)
     handles = handles_of(model, y)
-    traced = compile_updates(model, jit_compile).get_concrete_function(*arguments)
+    traced = compile_updates(model, jit_compile=jit_compile).get_concrete_function(*arguments)
     # Which of the handles it takes, and in what order.
     place_of = {id(handle): place for place, handle in enumerate(handles)}
     places = [place_of.get(id(tensor)) for tensor in traced.captured_inputs]

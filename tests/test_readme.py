@@ -180,7 +180,8 @@ TO_TRY = [(diffs, command) for diffs, commands, _ in questions() if diffs for co
 assert len(TO_TRY) > 1
 SMALLER = {"attention.py": {"get_pairs(5000,": "get_pairs(20,", "=150": "=5"}}
 SMALLER_FLAGS = "--n-repeats 1 --n-updates 20 --n-units 5"
-SMALLER["baseline.py"] = {**SMALLER["attention.py"], "jit_compile=True": "jit_compile=False"}
+SMALLER["compare.py"] = {"jit_compile=True": "jit_compile=False"}
+SMALLER["baseline.py"] = {**SMALLER["attention.py"], **SMALLER["compare.py"]}
 
 
 def make_smaller(folder):

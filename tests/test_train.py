@@ -249,14 +249,18 @@ SHARED = {
 SETTINGS = dict(zip(compare.SETTINGS, (2, 1, 6, 5, 8, 1)))
 
 
+def without_xla(monkeypatch):
+    for name in "train", "compile_updates", "compile_shared_updates":
+        plain = functools.partial(getattr(compare, name), jit_compile=False)
+        monkeypatch.setattr(compare, name, plain)
+
+
 @pytest.mark.parametrize("kind", SHARED)
 def test_a_model_after_another_of_its_kind_is_trained_as_keras_trains_it(kind, monkeypatch):
     """By what compare.py runs, but for XLA."""
     if kind == "ids":
         monkeypatch.setattr("data_prep.get_pairs", get_ids)
-    for name in "train", "compile_shared_updates":
-        plain = functools.partial(getattr(compare, name), jit_compile=False)
-        monkeypatch.setattr(compare, name, plain)
+    without_xla(monkeypatch)
     monkeypatch.setitem(compare.MODELS, kind, lambda *_: SHARED[kind]())
     monkeypatch.setattr(compare, "WINDOW", 1)
     first, second = (compare.run_repeat(kind, seed, SETTINGS)["losses"] for seed in (1, 2))
@@ -341,6 +345,7 @@ def test_a_model_without_an_input_layer_is_built():
 def test_many_pairs_are_drawn_in_parts_and_trained_as_by_keras(monkeypatch):
     """By a call without `updates`, the article's: more than two parts, the last a short one."""
     monkeypatch.setattr("data_prep.PAIRS_AT_ONCE", 3)
+    without_xla(monkeypatch)
     model, twin = twins(lambda: baseline_model(2, 6, 5))
     accuracy, losses = compare.train_evaluate_model(model, 2, 1, 6, 8, 20, rng=0)
     rng = np.random.default_rng(0)
