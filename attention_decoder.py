@@ -246,11 +246,10 @@ class AttentionDecoder(keras.layers.Layer):
         xW_b is x_t W + b, and W, b, U and C are of `_joined`. Where these are of r, z and p alone,
         o_t is empty, (B, 0): `_readout` makes it.
         """
-        u = self.units
-        sW_a, sU_r, sU_z, sU_o = _split(ops.matmul(s, U), [u, 2 * u, 3 * u])
+        sW_a, sU_r, sU_z, sU_o = self._split(ops.matmul(s, U))
         c, alpha = self._attend(sW_a, memory, remat)
         # i_g = x_t W_g + c_t C_g + b_g
-        i_r, i_z, i_p, i_o = _split(xW_b + ops.matmul(c, C), [u, 2 * u, 3 * u])
+        i_r, i_z, i_p, i_o = self._split(xW_b + ops.matmul(c, C))
         # r_t = σ(i_r + s_{t-1} U_r)
         r = ops.sigmoid(i_r + sU_r)  # (B, u)
         # z_t = σ(i_z + s_{t-1} U_z)
@@ -284,6 +283,13 @@ class AttentionDecoder(keras.layers.Layer):
         U = side_by_side(["W_a"] + [f"U_{g}" for g in gates if g != "p"])  # of s_{t-1}
         C = side_by_side([f"C_{g}" for g in gates])  # of c_t
         return W, b, U, C
+
+    def _split(self, x):
+        """The parts of a product with joined weights: three (B, u), and (B, o) or (B, 0)."""
+        u = self.units
+        if keras.backend.backend() == "torch":  # which cannot export a split into unequal parts
+            return x[:, :u], x[:, u : 2 * u], x[:, 2 * u : 3 * u], x[:, 3 * u :]
+        return ops.split(x, [u, 2 * u, 3 * u], axis=-1)  # XLA is slow at the gradients of slices
 
     # One step, by hand
 
@@ -368,50 +374,50 @@ class AttentionDecoder(keras.layers.Layer):
             s_t, _, alpha, o = self._advance(ops.matmul(x, W) + b, s, memory, U, C, remat)
             # y_t = output_activation(o_t)
             x = self.feed(self.output_activation(o))
-            return o, alpha, [x if drop_x is None else x * drop_x, s_t]
+            return [o, alpha], [x if drop_x is None else x * drop_x, s_t]
 
         def forced(xW_b, states):
             (s,) = states
             s_t, c, alpha, _ = self._advance(xW_b, s, memory, U, C, remat)
-            return ops.concatenate([s, c], axis=-1), alpha, [s_t]
+            return [s, c, alpha], [s_t]
 
         if targets is None:
             length = self._steps_out(ops.shape(encoded)[1], output_length)
             _refuse_unknown_length(length)
             no_input = ops.zeros((ops.shape(x)[0], length, 1), dtype=self.compute_dtype)
-            o, scores = self._loop(free, no_input, [x, s], self.output_dim)
+            o, scores = self._loop(free, no_input, [x, s], [self.output_dim])
         else:  # nothing of y is fed back: what the loop does not need is made for all t at once
             # x_t+1 = target_t E
             targets = self._embed(self._ids_or_vectors("targets", targets, encoded.shape[0], None))
             _refuse_unknown_length(ops.shape(targets)[1])
             x = ops.concatenate([x[:, None], targets], axis=1)[:, :-1]  # (B, Tout, m)
             x = x if drop_x is None else x * drop_x[:, None]
-            width = self.units + encoded.shape[-1]
-            sc, scores = self._loop(forced, ops.matmul(x, W) + b, [s], width)
-            o = self._readout(x, *_split(sc, [self.units]))  # (B, Tout, o)
+            places = [self.units, self.units + encoded.shape[-1]]
+            s, c, scores = self._loop(forced, ops.matmul(x, W) + b, [s], places)
+            o = self._readout(x, s, c)  # (B, Tout, o)
         # y_t = output_activation(o_t), once more where a step made it: the loss finds a softmax's
         # logits outside of the loop alone.
         outputs = scores if self.return_probabilities else self.output_activation(o)
         return (outputs, scores) if return_attention_scores else outputs
 
-    def _loop(self, step, x, states, width):
-        """Returns the vectors (B, Tout, width) and the scores (B, Tout, Tin) of all steps.
+    def _loop(self, step, x, states, places):
+        """Returns what the steps put out, each (B, Tout, …).
 
-        `step` takes x_t and a list of states. It returns a vector, α_t and the next states.
+        `step` takes x_t and a list of states. It returns a list of what it puts out, (B, …) each,
+        and the next states. Side by side, all but the last of the list end at these places.
         """
         if self.unroll or keras.backend.backend() == "torch":  # whose loops are Python's anyway
-            vectors, scores = [], []
+            outputs = []
             for x_t in ops.unstack(x, axis=1):
-                vector, alpha, states = step(x_t, states)
-                vectors.append(vector)
-                scores.append(alpha)
-            return ops.stack(vectors, axis=1), ops.stack(scores, axis=1)
+                outputs_t, states = step(x_t, states)
+                outputs.append(outputs_t)
+            return [ops.stack(output, axis=1) for output in zip(*outputs)]
         cell = _LoopCell(step, states)
         rnn = keras.layers.RNN(cell, return_sequences=True, dtype=self.compute_dtype, name="loop")
         # Not rnn(…), which would use the cell once more, and later, in a keras.RematScope.
-        both = rnn.call(x, initial_state=states)
+        joined = rnn.call(x, initial_state=states)
         rnn.cell = None  # else a cycle of references keeps the batch until it is collected
-        return both[..., :width], both[..., width:]
+        return [joined[..., a:b] for a, b in zip([0, *places], [*places, None])]
 
     # What Keras asks of a layer
 
@@ -522,8 +528,8 @@ class _LoopCell:
         self.state_size = [state.shape[-1] for state in states]
 
     def call(self, x, states):
-        vector, alpha, states = self.step(x, states)
-        return ops.concatenate([vector, alpha], axis=-1), states
+        outputs, states = self.step(x, states)
+        return ops.concatenate(outputs, axis=-1), states
 
     __call__ = call
 
@@ -581,13 +587,6 @@ def _positive_integer(name, value, optional=False):
     if integer < 1:
         raise ValueError(message)
     return integer
-
-
-def _split(x, places):
-    """The parts of the last axis of x between these places."""
-    if keras.backend.backend() == "torch":  # which cannot export a split into unequal parts
-        return [x[..., a:b] for a, b in zip([0, *places], [*places, x.shape[-1]])]
-    return ops.split(x, places, axis=-1)  # XLA is slow at the gradients of slices
 
 
 def _are_ids(y):

@@ -660,7 +660,8 @@ def test_the_help_shows_the_default_values_in_80_columns(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         compare.main(["--help"])
     help = capsys.readouterr().out
-    assert "Trains and evaluates" in help and help.isascii() and max(map(len, help.splitlines())) <= 80
+    assert help.isascii() and max(map(len, help.splitlines())) <= 80
+    assert "Trains and evaluates" in help
     assert "units of each recurrent layer (default: 150)" in re.sub(r"\s+", " ", help)
     monkeypatch.setattr(compare, "__doc__", None)  # by python -OO
     with pytest.raises(SystemExit):
