@@ -391,7 +391,7 @@ def plot_comparison(path, results):
 
 
 def parse_arguments(argv):
-    """Returns the values of the flags, and makes the folder for the results."""
+    """Returns the values of the flags, makes the folder for the results, and joins the cluster."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
