@@ -1,9 +1,9 @@
 """Comparison of Models: the article's section 6 (模型比较).
 
 Trains and evaluates both models 10 times, each time with new weights and new pairs, and prints
-every accuracy, in %, and their means; then how far they spread. It takes about a minute on two
-cores. Each finished training is a line of repeats.jsonl in the folder OUTPUT, which grows from run
-to run; comparison.png there shows the losses and the accuracies of all that is printed.
+every accuracy, in %, and their means; then how far they spread. It takes half a minute to a minute
+on two cores. Each finished training is a line of repeats.jsonl in the folder OUTPUT, which grows
+from run to run; comparison.png there shows the losses and the accuracies of all that is printed.
 
 Run it with `python compare.py`; `python compare.py --help` shows what can be varied.
 """
