@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import random
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ from unittest import mock
 
 import distributed
 import numpy as np
+import pandas
 import pytest
 from matplotlib.figure import Figure
 
@@ -203,6 +205,21 @@ def test_a_bar_shows_the_means_in_a_notebook(tmp_path, monkeypatch):
     assert "0/2" in stdout and re.search(rf"2/2.*({first} - {second}|{second} - {first})", stdout)
 
 
+def test_other_threads_random_numbers_change_no_weights():
+    """Those of Python's random module, which Dask's draw from, too."""
+
+    randint = random.randint
+
+    def weights(advance):
+        with compare.random_numbers_of(3):
+            advance()
+            return compare.MODELS["attention"](2, 6, 5).get_weights()
+
+    for a, b in zip(weights(random.random), weights(lambda: random.seed(7)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert random.randint == randint
+
+
 def test_seconds_are_those_of_training_not_of_compiling(monkeypatch):
     monkeypatch.setattr(compare, "COMPILED", {})
     start = time.perf_counter()
@@ -372,6 +389,7 @@ def test_stopped_and_resumed_equals_unbroken(unbroken, tmp_path, capsys):
         assert (f"Cut from the end of {path}: a torn line of 40 bytes" in told) == (known == 3)
         assert told[-1].startswith("5 of 5: " if known == 3 else "Taken over")
     assert determined(output, stdout) == determined(*unbroken)
+    assert len(pandas.read_json(path, lines=True)) == 8
 
 
 # What may stand at the end of a file: is it there after the next run?
