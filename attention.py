@@ -67,13 +67,16 @@ def plot_weights(path, inputs, outputs, weights):
     """Writes a picture of the attention weights (pairs, T_out, T_in), a heatmap for each pair.
 
     The inputs' and outputs' values, numbers or words, stand on its axes. Raises ValueError, if in a
-    pair nothing is read or written, or if there are no weights.
+    pair nothing is read or written, or the weights are not those of as many pairs.
     """
     for name, pairs in ("inputs", inputs), ("outputs", outputs):
         if not len(pairs) or not all(map(len, pairs)):
             raise ValueError(f"{name} must have at least one value in each pair, got {pairs}")
-    if weights is None:
-        raise ValueError("weights must be the attention weights (pairs, T_out, T_in), got None")
+    expected = [(len(pair_out), len(pair_in)) for pair_out, pair_in in zip(outputs, inputs)]
+    shapes = None if weights is None else [np.shape(pair_weights) for pair_weights in weights]
+    if shapes != expected or len(inputs) != len(outputs):
+        right = f"(T_out, T_in) of each pair, {expected}"
+        raise ValueError(f"weights must be attention weights of the shapes {right}, got {shapes}")
     read, written = ([value for pair in pairs for value in pair] for pairs in (inputs, outputs))
     longest_in, longest_out = (max(map(label_width, values)) for values in (read, written))
     # A word with two dollar signs is no formula.
@@ -131,7 +134,8 @@ def families_for(words):
             missing = missing_in(best)
     if missing:
         letters = "".join(sorted(missing))
-        message = f"no font has {letters}: on Debian or Ubuntu, sudo apt install fonts-noto-cjk"
+        message = f"no font has {letters}: install one that has. Chinese, Japanese and Korean: "
+        message += "on Debian or Ubuntu, sudo apt install fonts-noto-cjk"
         warnings.warn(message, stacklevel=3)
     return families
 

@@ -248,7 +248,7 @@ class AttentionDecoder(keras.layers.Layer):
         """
         sW_a, sU_r, sU_z, sU_o = self._split(ops.matmul(s, U))
         c, alpha = self._attend(sW_a, memory, remat)
-        # i_g = x_t W_g + c_t C_g + b_g
+        # i_g = x_t W_g + c_t C_g + b_g, also for o, where it is joined
         i_r, i_z, i_p, i_o = self._split(xW_b + ops.matmul(c, C))
         # r_t = σ(i_r + s_{t-1} U_r)
         r = ops.sigmoid(i_r + sU_r)  # (B, u)
@@ -256,7 +256,8 @@ class AttentionDecoder(keras.layers.Layer):
         z = ops.sigmoid(i_z + sU_z)  # (B, u)
         # p_t = activation(i_p + (r_t ∘ s_{t-1}) U_p)
         p = self.activation(i_p + ops.matmul(r * s, self._cast(self.U_p)))  # (B, u)
-        o = i_o + sU_o  # (B, o), the sum that _readout makes of other products, or (B, 0)
+        # o_t = i_o + s_{t-1} U_o, as in _readout; empty where o is not joined
+        o = i_o + sU_o  # (B, o) or (B, 0)
         # s_t = (1 - z_t) ∘ s_{t-1} + z_t ∘ p_t
         s = (1 - z) * s + z * p  # (B, u)
         return s, c, alpha, o
@@ -339,7 +340,8 @@ class AttentionDecoder(keras.layers.Layer):
             return y if self.E is None else ops.matmul(y, self._cast(self.E))
         if self.E is None:
             return ops.one_hot(y, self.output_dim, dtype=self.compute_dtype)  # of -1: zeros
-        x = self._cast(ops.take(self.E, ops.maximum(y, 0), axis=0))
+        ids = ops.cast(ops.maximum(y, 0), "int32")  # TensorFlow takes no smaller integers
+        x = self._cast(ops.take(self.E, ids, axis=0))
         return ops.where(y[..., None] >= 0, x, 0)
 
     # The loop over all steps
@@ -392,19 +394,19 @@ class AttentionDecoder(keras.layers.Layer):
             _refuse_unknown_length(ops.shape(targets)[1])
             x = ops.concatenate([x[:, None], targets], axis=1)[:, :-1]  # (B, Tout, m)
             x = x if drop_x is None else x * drop_x[:, None]
-            places = [self.units, self.units + encoded.shape[-1]]
-            s, c, scores = self._loop(forced, ops.matmul(x, W) + b, [s], places)
+            ends = [self.units, self.units + encoded.shape[-1]]
+            s, c, scores = self._loop(forced, ops.matmul(x, W) + b, [s], ends)
             o = self._readout(x, s, c)  # (B, Tout, o)
-        # y_t = output_activation(o_t), once more where a step made it: the loss finds a softmax's
-        # logits outside of the loop alone.
+        # y_t = output_activation(o_t), for all t, once more where the loop has fed it: Keras' loss
+        # finds the logits of a softmax outside of the loop alone.
         outputs = scores if self.return_probabilities else self.output_activation(o)
         return (outputs, scores) if return_attention_scores else outputs
 
-    def _loop(self, step, x, states, places):
-        """Returns what the steps put out, each (B, Tout, …).
+    def _loop(self, step, x, states, ends):
+        """Returns a list of what the steps put out, (B, Tout, …) each.
 
-        `step` takes x_t and a list of states. It returns a list of what it puts out, (B, …) each,
-        and the next states. Side by side, all but the last of the list end at these places.
+        `step` takes x_t and a list of states. It returns such a list, (B, …) each, and the next
+        states. The loop joins the list; `ends` is where each but the last of it ends.
         """
         if self.unroll or keras.backend.backend() == "torch":  # whose loops are Python's anyway
             outputs = []
@@ -417,7 +419,7 @@ class AttentionDecoder(keras.layers.Layer):
         # Not rnn(…), which would use the cell once more, and later, in a keras.RematScope.
         joined = rnn.call(x, initial_state=states)
         rnn.cell = None  # else a cycle of references keeps the batch until it is collected
-        return [joined[..., a:b] for a, b in zip([0, *places], [*places, None])]
+        return [joined[..., a:b] for a, b in zip([0, *ends], [*ends, None])]
 
     # What Keras asks of a layer
 
@@ -425,7 +427,7 @@ class AttentionDecoder(keras.layers.Layer):
         self, encoded_shape, targets_shape=None, return_attention_scores=False, output_length=None
     ):
         batch, steps_in = encoded_shape[:2]
-        steps_out = self._steps_out(steps_in, output_length)
+        steps_out = self._steps_out(steps_in, output_length)  # refuses a bad one with targets, too
         if targets_shape is not None:
             steps_out = targets_shape[1]
         scores = (batch, steps_out, steps_in)
@@ -578,11 +580,11 @@ def _positive_integer(name, value, optional=False):
     message = f"{name} must be a positive integer, got {value!r}"
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if hasattr(value, "dtype"):  # NumPy's, or a tensor
-        is_integer = keras.backend.is_int_dtype(value.dtype) and len(value.shape) == 0
+        is_integer = "int" in str(value.dtype) and len(value.shape) == 0
     try:
         integer = operator.index(value) if is_integer else 0
     except TypeError:
-        message += ", of unknown value in a traced function: give int(...), or give it to the layer"
+        message += ", whose value is not known here: give int(...), or give it to the layer"
         integer = 0
     if integer < 1:
         raise ValueError(message)

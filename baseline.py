@@ -32,6 +32,8 @@ if keras.backend.backend() != "tensorflow":
 UNROLL_UP_TO = 10  # time steps: training is up to 3 times faster, but takes longer to compile
 UPDATES_PER_CALL = 1000  # of the compiled function: a progress bar moves in between
 
+IMPORTED = {}  # {the path of a script: what it held when it was imported}, for compare.py
+
 
 def baseline_model(n_timesteps_in, n_features, n_units=150):
     """Returns the article's compiled model without attention.
@@ -132,9 +134,9 @@ def in_notebook():
 
 def progress_bar(target, unit_name, metrics, verbose=1):
     """Returns Keras' bar, which shows where the output is a terminal or a notebook, or nowhere."""
-    # Others put objects of their own there, without isatty, or None.
+    # Others put objects of their own there, which can write but no more, or None.
     in_terminal = hasattr(sys.stdout, "isatty") and sys.stdout.isatty()
-    shown = verbose and sys.stdout is not None and (in_terminal or in_notebook())
+    shown = verbose and hasattr(sys.stdout, "flush") and (in_terminal or in_notebook())
     return keras.utils.Progbar(
         target, verbose=int(bool(shown)), stateful_metrics=metrics, unit_name=unit_name
     )

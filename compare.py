@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 
 from data_prep import get_pair, get_pairs_in_parts
 from baseline import (
+    IMPORTED,
     UPDATES_PER_CALL,
     baseline_model,
     compile_updates,
@@ -42,7 +43,8 @@ import keras  # after baseline, which chooses its backend
 import tensorflow as tf
 
 # What is compared. One more is one more row: a function of n_timesteps_in, n_features and n_units
-# that returns a compiled model.
+# that returns a compiled model. The models of a row share what is compiled: numbers that the
+# function draws or looks up by itself must be the same for all of them.
 MODELS = {"baseline": baseline_model, "attention": attention_model}
 # The article's names for them, and those in the picture. A model that has none goes by its row's.
 TITLES = {"baseline": "Encoder-Decoder Model", "attention": "Encoder-Decoder With Attention Model"}
@@ -50,14 +52,17 @@ LABELS = {"baseline": "without attention", "attention": "with attention"}
 SETTINGS = "n_timesteps_in n_timesteps_out n_features n_units n_updates n_eval".split()
 WINDOW = 50  # a point of the loss curves is the mean of so many updates
 SCRIPTS = [
-    pathlib.Path(__file__).resolve().with_name(f"{name}.py")
+    pathlib.Path(inspect.getfile(baseline_model)).resolve().with_name(f"{name}.py")
     for name in ("data_prep", "baseline", "attention_decoder", "attention", "compare")
 ]
 
-IMPORTED = {path: path.read_bytes() for path in SCRIPTS}  # what a file held when it was imported
 COMPILED = {}  # {what models are made by: the updates compiled for all of them, or None}
 COMPILING = {}  # {what models are made by: the lock that is held meanwhile}
 MAKING = threading.Lock()  # one model at a time
+
+IMPORTED.update({path: path.read_bytes() for path in SCRIPTS if path not in IMPORTED})
+# A notebook may run this file again while the others stay what they were, or paste it into a cell.
+IMPORTED[SCRIPTS[-1]] = SCRIPTS[-1].read_bytes() if "__file__" in globals() else None
 
 
 def train_evaluate_model(
@@ -82,7 +87,8 @@ def train_evaluate_model(
 def random_numbers_of(seed):
     """Within it, the seed alone determines what Keras draws for a model's first weights.
 
-    Keras draws their seeds from random.randint, which other threads, also Dask's, advance.
+    Keras draws their seeds from random.randint. What other threads, also Dask's, draw from Python's
+    random numbers meanwhile does not advance it.
     """
     randint = random.randint
     random.randint = random.Random(seed).randint
@@ -93,15 +99,15 @@ def random_numbers_of(seed):
         random.randint = randint
 
 
-def handles_of(model, y):
+def handles_of(model, X, y):
     """Returns TensorFlow's handles of the variables that Keras knows an update to change.
 
-    y is any pair's, an array (1, ...).
+    X and y are any pair, arrays (1, ...).
     """
     # Keras makes some of them with the first update, which is still to come.
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    model.compute_metrics(None, y, tf.zeros((1, *model.output_shape[1:])))
+    model.compute_metrics(X, y, tf.zeros(model.compute_output_shape(X.shape)))
     variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
     return [variable.handle for variable in variables]
 
@@ -112,12 +118,11 @@ def compile_shared_updates(model, X, y, jit_compile=True):
     It takes the handles of a model's variables before the other arguments, and updates these. (To
     TensorFlow, the variables of the model that it traces are inputs like others.) X and y are any
     pair. Returns None if an update uses a tensor or a variable that Keras does not list: it would
-    be the first model's for all of them. Plain numbers that the function draws or looks up while it
-    makes a model cannot be told from others, and are the first model's.
+    be the first model's for all of them. Plain numbers cannot be told apart.
     """
     pairs = (np.repeat(array, UPDATES_PER_CALL, axis=0) for array in (X, y))
     arguments = *map(tf.constant, pairs), tf.constant(0)
-    handles = handles_of(model, y)
+    handles = handles_of(model, X, y)
     traced = compile_updates(model, jit_compile=jit_compile).get_concrete_function(*arguments)
     # Which of the handles it takes, and in what order.
     place_of = {id(handle): place for place, handle in enumerate(handles)}
@@ -143,7 +148,7 @@ def shared_updates(function, model, n_units, n_in, n_out, n_features):
     Compiling takes longer than a training: the first repeat of a model does it for all of them.
     """
     if not (model.compiled and hasattr(model, "output_shape")):
-        return None  # Keras does not know its variables yet
+        return None  # Keras cannot make all its variables before the first update
     code = getattr(function, "__code__", None)  # a notebook may reload it into the same function
     made_by = function, code, n_units, n_in, n_out, n_features
     X, y = get_pair(n_in, n_out, n_features)
@@ -152,7 +157,7 @@ def shared_updates(function, model, n_units, n_in, n_out, n_features):
             COMPILED[made_by] = compile_shared_updates(model, X, y)
     if COMPILED[made_by] is None:
         return None
-    return functools.partial(COMPILED[made_by], handles_of(model, y))
+    return functools.partial(COMPILED[made_by], handles_of(model, X, y))
 
 
 def file_of(function):
@@ -172,11 +177,19 @@ def digest_of(function):
         return None
     digest = hashlib.sha256()
     for path in sorted({*SCRIPTS, path}, key=lambda path: path.name):
-        content = path.read_bytes()
-        if IMPORTED.setdefault(path, content) != content:
+        content = content_of(path)
+        if content is None or IMPORTED.setdefault(path, content) != content:
             return None
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def content_of(path):
+    """Returns the bytes of a file, or None."""
+    try:
+        return path.read_bytes()
+    except OSError:  # an editor or git may be replacing it
+        return None
 
 
 def made_with(name):
@@ -191,19 +204,23 @@ def run_repeat(name, seed, settings):
     Returns its line of repeats.jsonl, a dictionary. The losses in it are means of WINDOW updates,
     the seconds those of training and evaluation.
     """
+    function, made = MODELS[name], made_with(name)  # both may change while it trains
     problem = dict(settings)
     n_units = problem.pop("n_units")
-    n_in, n_out, n_features = (problem[setting] for setting in SETTINGS[:3])
+    n_in, n_out = problem["n_timesteps_in"], problem["n_timesteps_out"]
+    n_features = problem["n_features"]
     with MAKING, random_numbers_of(seed):
-        model = MODELS[name](n_in, n_features, n_units)
-    updates = shared_updates(MODELS[name], model, n_units, n_in, n_out, n_features)
+        model = function(n_in, n_features, n_units)
+        if not model.built:
+            model(get_pair(n_in, n_out, n_features)[0])  # makes the weights
+    updates = shared_updates(function, model, n_units, n_in, n_out, n_features)
     start = time.perf_counter()
     accuracy, losses = train_evaluate_model(model, **problem, rng=seed, updates=updates)
     seconds = time.perf_counter() - start
     losses = [float(losses[i : i + WINDOW].mean()) for i in range(0, len(losses), WINDOW)]
     repeat = {"model": name, "seed": seed, "accuracy": accuracy, "seconds": seconds}
     repeat["n_weights"] = model.count_params()
-    return {**repeat, **settings, **made_with(name), "losses": losses}
+    return {**repeat, **settings, **made, "losses": losses}
 
 
 def run_repeats(submit, missing, settings, path):
@@ -237,7 +254,9 @@ def run_repeats(submit, missing, settings, path):
     except BaseException:
         for future in futures:
             future.cancel()
-        tell(f"\n{len(repeats)} of {len(missing)} trainings are saved in {path}")
+        if bar.verbose:
+            tell("")  # leaves its line
+        tell(f"{len(repeats)} of {len(missing)} trainings are saved in {path}")
         raise
     return repeats
 
@@ -245,7 +264,8 @@ def run_repeats(submit, missing, settings, path):
 def tell(text):
     """Prints a line on the error output, where there is one."""
     if sys.stderr is not None:  # print would write to standard output
-        print(text, file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile: no reason to end
+            print(text, file=sys.stderr)
 
 
 def threads(jobs):
@@ -261,44 +281,57 @@ def cluster(address):
     from distributed import Client  # only clusters need it
     from distributed.diagnostics.plugin import UploadFile
 
-    client = Client(address, timeout=20)
     *others, compare = SCRIPTS
-    for function in MODELS.values():
-        path = file_of(function)
-        if path and path.stem == function.__module__ and path not in SCRIPTS:  # compare imports it
-            others.append(path)
-    # In the order in which they import each other. The scheduler itself needs none of them.
-    for path in [*others, compare]:
-        client.register_plugin(UploadFile(str(path)), name=path.name)
+    ours = {}
+    for name, function in MODELS.items():
+        path, digest = file_of(function), digest_of(function)
+        if digest is None:
+            raise ValueError(f"a cluster trains models of unchanged files, {name!r} is none")
+        ours[name] = digest, function.__qualname__
+        if path.stem == function.__module__ and path not in SCRIPTS:
+            others.append(path)  # compare.py imports it
+    client = Client(address, timeout=20)
+    try:
+        # In the order in which they import each other. The scheduler itself needs none of them.
+        for path in [*others, compare]:
+            client.register_plugin(UploadFile(str(path)), name=path.name)
+    except BaseException:
+        client.close()
+        raise
 
     def run_there(name, seed, settings):
-        from compare import MODELS, run_repeat  # the file that was sent, with what it has compiled
+        from compare import MODELS, digest_of, run_repeat  # the file that was sent
 
-        if name not in MODELS:
-            raise ValueError(f"a cluster trains the MODELS of compare.py: {name!r} is not there")
+        function = MODELS.get(name)
+        if (digest_of(function), getattr(function, "__qualname__", None)) != ours[name]:
+            raise ValueError(f"a cluster trains the MODELS of compare.py, {name!r} is none of them")
         return run_repeat(name, seed, settings)
 
     return functools.partial(client.get_executor(pure=False).submit, run_there)
 
 
 def save_repeat(path, repeat):
-    """Adds a line to the file."""
-    mend_end(path)  # another run may have been killed meanwhile
+    """Adds a line to the file, whose end another run may have torn meanwhile."""
+    mend_end(path)
     with open(path, "ab") as file:
         file.write(json.dumps(repeat).encode() + b"\n")
 
 
 def mend_end(path):
     """Cuts a torn line from the file's end, which a killed run or a full disk has left."""
-    if not path.exists() or path.read_bytes().endswith(b"\n"):
+    if not path.exists():
         return
+    with open(path, "rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+        if file.read() in (b"\n", b""):
+            return
     time.sleep(0.2)  # unless another run is just writing it
     content = path.read_bytes()
     line = content[content.rfind(b"\n") + 1 :]
     if from_json(line) is not None:  # it lacks its end alone
         with open(path, "ab") as file:
             file.write(b"\n")
-    elif line:
+    elif line and path.stat().st_size == len(content):  # else another run has mended it
         os.truncate(path, len(content) - len(line))
         tell(f"Cut from the end of {path}: a torn line of {len(line)} bytes")
 
@@ -307,18 +340,18 @@ def from_json(line):
     """Returns the value that a line of bytes holds, or None, if it is torn."""
     try:
         return json.loads(line)
-    except ValueError:  # also if it is not in UTF-8
+    except (ValueError, RecursionError):  # also if it is not in UTF-8
         return None
 
 
 def read_repeats(path, settings, asked):
-    """Returns {(name, seed): repeat} of those asked for, and how many others made.
+    """Returns {(name, seed): repeat} of what can be taken over, and how many others are there.
 
-    It takes the file's last lines of these settings and of today's scripts and versions, and counts
-    the repeats that are there of others alone.
+    The former are the last lines of these settings, scripts and versions; the others, of these
+    settings, were made by other scripts or versions alone.
     """
-    with_others, repeats = set(), {}
-    now = {name: made_with(name) for name, _ in asked}
+    made_otherwise, repeats = set(), {}
+    now = {name: made_with(name) for name in MODELS}
     for line in path.read_bytes().splitlines() if path.exists() else []:
         repeat = from_json(line)
         if not (isinstance(repeat, dict) and settings.items() <= repeat.items()):
@@ -329,8 +362,8 @@ def read_repeats(path, settings, asked):
             if made["scripts"] and made.items() <= repeat.items():
                 repeats[key] = repeat
             else:
-                with_others.add(key)
-    return repeats, len(with_others - repeats.keys())
+                made_otherwise.add(key)
+    return repeats, len(made_otherwise - repeats.keys())
 
 
 def print_statistics(results):
@@ -434,7 +467,7 @@ def n_cores():
         return os.process_cpu_count()
     if hasattr(os, "sched_getaffinity"):  # on Linux
         return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+    return os.cpu_count() or 1
 
 
 def make_output(parser, path):
@@ -468,6 +501,10 @@ def main(argv=None):
     path = pathlib.Path(args.output, "repeats.jsonl")
 
     # Train what is not there yet.
+    if in_notebook():
+        COMPILED.clear()  # what a function looks up may have changed
+    for name in MODELS:
+        made_with(name)  # before its file can change
     mend_end(path)
     missing = asked = [(name, seed) for seed in seeds for name in MODELS]
     repeats = {}
@@ -504,7 +541,8 @@ if __name__ == "__main__":
         try:
             main(sys.argv[1:])
         except Exception:
-            # Other trainings may still run: Python would wait for them before it ends.
             sys.excepthook(*sys.exc_info())
-            print(end="", flush=hasattr(sys.stdout, "flush"))
-            os._exit(1)
+            for stream in sys.stdout, sys.stderr:
+                with contextlib.suppress(Exception):  # of None, say, or a closed pipe
+                    stream.flush()
+            os._exit(1)  # at once: Python would wait for other trainings

@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 
-PAIRS_AT_ONCE = 10_000  # in memory, of those that are drawn in parts
+PAIRS_AT_ONCE = 10_000  # that `get_pairs_in_parts` holds in memory
 
 
 def generate_sequence(length, n_unique, rng=None):
@@ -63,9 +63,7 @@ def get_pairs(n_pairs, n_in, n_out, n_unique, rng=None):
 def get_pairs_in_parts(n_pairs, n_in, n_out, n_unique, rng=None):
     """Yields the pairs that `get_pairs` returns, X and y of up to PAIRS_AT_ONCE at a time."""
     rng = np.random.default_rng(rng)
-    if n_pairs < 1:
-        raise ValueError(f"n_pairs must be at least 1, got {n_pairs}")
-    for start in range(0, n_pairs, PAIRS_AT_ONCE):
+    for start in range(0, max(n_pairs, 1), PAIRS_AT_ONCE):
         yield get_pairs(min(PAIRS_AT_ONCE, n_pairs - start), n_in, n_out, n_unique, rng)
 
 

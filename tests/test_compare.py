@@ -258,14 +258,22 @@ def test_without_a_bar_the_error_output_tells_each_training(tmp_path, monkeypatc
         )
         if stdout:
             assert stdout.written.count("Mean Accuracy") == 2
-    monkeypatch.setattr(sys, "stderr", None)
     monkeypatch.setattr(sys, "stdout", Logger())
-    compare.tell("where there is no error output, nothing")
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)  # in a notebook, too
+    run_flags = ["--n-repeats", "1", "--resume", "--output", str(tmp_path / "0")]
+    compare.main([*FLAGS, *run_flags])
+    stdout, sys.stdout.written = sys.stdout.written, ""
+    assert stdout.count("Mean Accuracy") == 2
+    closed = io.StringIO()
+    closed.close()
+    for stderr in None, closed:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        compare.tell("where there is no error output, nothing")
     assert sys.stdout.written == ""
 
 
 def test_names_and_folders_are_printed_under_any_code_page(tmp_path, monkeypatch):
-    """Of what was trained already: `unbroken` would do, but for a name in Chinese."""
+    """The first run trains, the others take over what it has."""
     monkeypatch.setitem(compare.TITLES, "attention", "有注意力")
     for encoding, title in ("cp1252", "\\u6709"), ("ascii", "\\u6709"), ("gbk", "有注意力"):
         stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
@@ -347,7 +355,15 @@ def test_what_a_worker_lacks_is_told_as_the_flags_error(tmp_path, start, capsys)
     assert refused.value.code == 2 and not (tmp_path / "results").exists()
     *_, message = capsys.readouterr().err.splitlines()
     assert f"error: argument --scheduler: {address}: " in message and "keras" in message
-    distributed.default_client().close()
+
+
+def test_a_cluster_trains_no_model_that_stands_in_no_file(tmp_path, monkeypatch, capsys):
+    """It would train another one of that name, or none."""
+    monkeypatch.setattr(compare, "MODELS", {"mine": functools.partial(with_a_gru)})
+    with pytest.raises(SystemExit) as refused:
+        run_here(tmp_path / "results", "--scheduler", "tcp://127.0.0.1:1")
+    assert refused.value.code == 2
+    assert "models of unchanged files, 'mine' is none" in capsys.readouterr().err
 
 
 # Runs that end early
@@ -399,6 +415,7 @@ ENDS = {
     b"\x00\x00\x00": False,
     b'{"model": "\xe5\x8f': False,
     b'{"model": "baseline"}': True,  # it lacks its end alone
+    b"[" * 100_000: False,
     b"3\n": True,
     b"torn long ago\n": True,
 }
@@ -416,6 +433,19 @@ def test_a_torn_end_is_cut_before_anything_is_trained_and_nothing_else(end, tmp_
     with mock.patch.object(compare, "run_repeats", failing), pytest.raises(MemoryError):
         run_here(tmp_path)
     assert not path.read_bytes() or ENDS[end]
+
+
+def test_a_line_that_another_run_appends_meanwhile_is_not_cut(tmp_path, monkeypatch):
+    """It has mended the end between this run's look and its cut."""
+    path = tmp_path / "repeats.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b": ')
+
+    def from_json(line):
+        path.write_bytes(b'{"a": 1}\n{"a whole": "line"}\n')
+
+    monkeypatch.setattr(compare, "from_json", from_json)
+    compare.mend_end(path)
+    assert path.read_bytes() == b'{"a": 1}\n{"a whole": "line"}\n'
 
 
 def test_whole_lines_stay_while_other_runs_start_and_end(tmp_path):
@@ -528,6 +558,19 @@ def test_a_digest_is_of_the_scripts_and_of_the_functions_file(tmp_path, monkeypa
         assert compare.digest_of(guess) is None
 
 
+def test_a_line_has_the_digest_of_before_the_training(tmp_path, monkeypatch):
+    """Files change while a model trains: here, they are gone."""
+    before = compare.digest_of(compare.MODELS["baseline"])
+
+    def train_evaluate_model(*args, **kwargs):
+        monkeypatch.setattr(compare, "SCRIPTS", [tmp_path / "gone.py"])
+        return 0.0, np.zeros(1)
+
+    monkeypatch.setattr(compare, "train_evaluate_model", train_evaluate_model)
+    assert compare.run_repeat("baseline", 0, SMALL)["scripts"] == before
+    assert compare.digest_of(compare.MODELS["baseline"]) is None
+
+
 def test_resume_takes_the_last_lines_of_the_same_settings_alone(unbroken, tmp_path):
     path = tmp_path / "repeats.jsonl"
     before = (unbroken[0] / path.name).read_text()
@@ -576,7 +619,8 @@ def test_what_cannot_be_saved_ends_the_script_with_status_1_and_is_told_once(
     process = start("-c", ENDLESS, str(int(limit)), *flags, cwd=SCRIPT.parent)
     status, stdout, stderr = finish(process)
     assert (status, stdout, stderr.count("Traceback")) == (1, "", 1), stderr
-    assert f"\n3 of 8 trainings are saved in {path}" in stderr
+    assert "3 of 8: baseline" in stderr or "3 of 8: attention" in stderr
+    assert f"\n3 of 8 trainings are saved in {path}\n" in stderr
     assert stderr.endswith("OSError: [Errno 27] File too large\n")
     compare.mend_end(path)
     assert len(path.read_text().splitlines()) == len(repeats_in(tmp_path)) == 3
@@ -605,7 +649,7 @@ def test_a_training_that_fails_in_a_notebook_cancels_those_to_come(tmp_path, mon
         run_here(tmp_path)
     executor.shutdown()  # when all that runs has ended
     assert failing.call_count < 4
-    assert "\n0 of 8 trainings are saved" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("0 of 8 trainings are saved")
 
 
 # Flags

@@ -16,6 +16,7 @@ def layer(**kwargs):
 
 
 NO_SIZES = [0, -3, 2.5, "7", True, [4], np.int64(0), np.float32(2), np.True_, np.array([3])]
+NO_SIZES += [np.str_("7"), np.array(3, dtype=object)]
 NO_SIZES += [ops.convert_to_tensor(value) for value in (-3, 2.0, True, [4])]
 
 
@@ -56,7 +57,7 @@ OF_ONE = "{} must be floats of rank {}, the last axis 1, where output_dim is 1, 
 MASK_SHAPE = f"mask {SHAPE}(4, 4), got "
 STATE = f"initial_state {SHAPE}(4, 7), got "
 STATES = "initial_state must be one tensor (batch, u), or a list of one, got 2: of the states ["
-TRACED = "of unknown value in a traced function: give int(...), or give it to the layer"
+TRACED = "whose value is not known here: give int(...), or give it to the layer"
 GIVE = "start, step and feed must be given tensors, not a keras.Input: write a keras.Model with a "
 START = "The layer has no weights yet: call start, which makes them"
 

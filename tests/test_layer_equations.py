@@ -103,6 +103,7 @@ CASES = {
     "the scores in place of the outputs": ({"return_probabilities": True}, {"targets": IDS}),
     "vectors as targets": ({}, {"targets": VECTORS}),
     "ids as targets": ({}, {"targets": IDS}),
+    "ids of eight bits": ({}, {"targets": IDS.astype("uint8")}),
     "some ids hidden by -1": ({}, {"targets": HIDDEN}),
     "another first state": ({}, {"initial_state": STATE}),
     "another first state, and targets": ({}, {"initial_state": STATE, "targets": IDS}),

@@ -82,7 +82,7 @@ def test_a_length_is_any_integer_whose_value_is_known(length):
 def test_a_length_that_is_traced_is_told_to_be_an_integer():
     trace = tf.function if BACKEND == "tensorflow" else jax.jit
     layer, _ = random_layer()
-    with pytest.raises(ValueError, match=r"of unknown value .* give int\(\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"value is not known here: give int\(\.\.\.\)"):
         trace(lambda length: layer(X, output_length=length))(ops.convert_to_tensor(3))
 
 

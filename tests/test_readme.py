@@ -62,10 +62,14 @@ def test_blocks_of_the_readme_run(tmp_path):
         shutil.copy(path, tmp_path)
     (tmp_path / "results").mkdir()
     compare.MODELS["attention"](5, 50).save(tmp_path / "results" / "attention.keras")
-    lines = []  # twice the same repeats, and others
-    for n_units, seed, accuracy in (150, 0, 1.0), (50, 0, 70.0), (50, 1, 4.0), (50, 1, 20.0):
+    lines = []  # of other units, of other scripts, of the same repeat before
+    for n_units, scripts, seed, accuracy in (
+        (150, "a", 0, 1.0), (50, "a", 0, 70.0), (50, "b", 0, 9.0), (50, "a", 1, 4.0),
+        (50, "a", 1, 20.0),
+    ):  # fmt: skip
+        made = {"scripts": scripts, "keras": "3", "tensorflow": "2"}
         settings = {**dict.fromkeys(compare.SETTINGS, 2), "n_units": n_units}
-        repeat = {"model": "mine", "seed": seed, "accuracy": accuracy, **settings}
+        repeat = {"model": "mine", "seed": seed, "accuracy": accuracy, **settings, **made}
         lines.append(json.dumps(repeat) + "\n")
     (tmp_path / "results" / "repeats.jsonl").write_text("".join(lines))
     printed, _ = run(python(TEXTS["README.md"]), tmp_path)
