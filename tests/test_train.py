@@ -104,7 +104,7 @@ CHANGES = {
     ),
 }
 TOLERANCES = {"mixed precision": 5e-3}
-# What XLA may take otherwise: loops, precisions, rules. The rest trains without it, in half the time.
+# What XLA may take otherwise: loops, precisions, rules. The rest trains without it, and faster.
 BY_XLA = {
     "regularizers and constraints", "a loop that is not unrolled", "a stateful LSTM",
     "mixed precision", "averaged weights",
@@ -256,9 +256,8 @@ def get_ids(*numbers):
 
 
 SHARED = {
-    **{
-        name: make for name, make in CHANGES.items() if "as it is" not in name
-    },  # in test_compare.py
+    # As they are, the article's models are in test_compare.py.
+    **{name: make for name, make in CHANGES.items() if "as it is" not in name},
     **{name: functools.partial(make, 2.0) for name, make in ALIKE.items()},
     "a variable of a train_step of one's own": lambda: counting_model(Counting),
     "a variable that Keras lists": lambda: counting_model(CountingByKeras),
