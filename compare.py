@@ -177,19 +177,14 @@ def digest_of(function):
         return None
     digest = hashlib.sha256()
     for path in sorted({*SCRIPTS, path}, key=lambda path: path.name):
-        content = content_of(path)
-        if content is None or IMPORTED.setdefault(path, content) != content:
+        try:
+            content = path.read_bytes()
+        except OSError:  # an editor or git may be replacing it
+            return None
+        if IMPORTED.setdefault(path, content) != content:
             return None
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
-
-
-def content_of(path):
-    """Returns the bytes of a file, or None."""
-    try:
-        return path.read_bytes()
-    except OSError:  # an editor or git may be replacing it
-        return None
 
 
 def made_with(name):
