@@ -248,7 +248,8 @@ def with_projection(width):
 
 def model_of_ids():
     stack = [keras.Input((2,)), layers.Embedding(6, 5), Dense(6, "softmax")]
-    return compiled(keras.Sequential(stack), loss="sparse_categorical_crossentropy")
+    model = keras.Sequential(stack)
+    return compiled(model, loss="sparse_categorical_crossentropy", metrics=["acc"])
 
 
 def get_ids(*numbers):
