@@ -314,21 +314,27 @@ def save_repeat(path, repeat):
 
 def mend_end(path):
     """Cuts a torn line from the file's end, which a killed run or a full disk has left."""
+    while is_torn(path):
+        content = path.read_bytes()
+        time.sleep(0.5)
+        if path.read_bytes() != content:  # another run was just writing it
+            continue
+        line = content[content.rfind(b"\n") + 1 :]
+        if from_json(line) is not None:  # it lacks its end alone
+            with open(path, "ab") as file:
+                file.write(b"\n")
+        elif path.stat().st_size == len(content):  # else another run has mended it
+            os.truncate(path, len(content) - len(line))
+            tell(f"Cut from the end of {path}: a torn line of {len(line)} bytes")
+
+
+def is_torn(path):
+    """Returns whether there is such a file, and it does not end with a line's end."""
     if not path.exists():
-        return
+        return False
     with open(path, "rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-        if file.read() in (b"\n", b""):
-            return
-    time.sleep(0.2)  # unless another run is just writing it
-    content = path.read_bytes()
-    line = content[content.rfind(b"\n") + 1 :]
-    if from_json(line) is not None:  # it lacks its end alone
-        with open(path, "ab") as file:
-            file.write(b"\n")
-    elif line and path.stat().st_size == len(content):  # else another run has mended it
-        os.truncate(path, len(content) - len(line))
-        tell(f"Cut from the end of {path}: a torn line of {len(line)} bytes")
+        return file.read() not in (b"\n", b"")
 
 
 def from_json(line):

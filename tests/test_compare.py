@@ -453,7 +453,7 @@ def test_whole_lines_stay_while_other_runs_start_and_end(tmp_path):
     path = tmp_path / "repeats.jsonl"
 
     def append(run):
-        for i in range(50):
+        for i in range(15):
             compare.save_repeat(path, {"run": run, "i": i, "losses": [0.1] * 20_000})
 
     with ThreadPoolExecutor(3) as executor:
@@ -464,7 +464,7 @@ def test_whole_lines_stay_while_other_runs_start_and_end(tmp_path):
             run.result()
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert sorted((line["run"], line["i"]) for line in lines) == [
-        (run, i) for run in "ab" for i in range(50)
+        (run, i) for run in "ab" for i in range(15)
     ]
 
 
