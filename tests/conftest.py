@@ -37,3 +37,19 @@ def start():
             return process
 
         yield start
+
+
+@pytest.fixture
+def start_kernel():
+    """Starts the kernel of a notebook in a folder; returns its manager and its client."""
+    from jupyter_client.manager import start_new_kernel  # not where the layer alone is tested
+
+    with contextlib.ExitStack() as after_the_test:
+
+        def start_kernel(folder, **kwargs):
+            manager, kernel = start_new_kernel(cwd=str(folder), **kwargs)
+            after_the_test.callback(manager.shutdown_kernel, now=True)
+            after_the_test.callback(kernel.stop_channels)
+            return manager, kernel
+
+        yield start_kernel

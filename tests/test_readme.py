@@ -8,7 +8,6 @@ import subprocess
 import sys
 from unittest import mock
 
-import jupyter_client
 import numpy as np
 import pytest
 from oracle import blocks_of_the_manual
@@ -82,7 +81,7 @@ def test_blocks_of_the_readme_run(tmp_path):
     assert float(first[1]) < 50 < 80 < float(last[1])
 
 
-def test_the_readmes_notebook_shows_its_pictures(tmp_path):
+def test_the_readmes_notebook_shows_its_pictures(tmp_path, start_kernel):
     folder = tmp_path / "changed"
     change(folder, [])
     make_smaller(folder)
@@ -90,13 +89,9 @@ def test_the_readmes_notebook_shows_its_pictures(tmp_path):
     flags = "compare.main(["
     assert flags in cell
     cell = cell.replace(flags, f"{flags}*{SMALLER_FLAGS.split()}, ")
-    manager, kernel = jupyter_client.manager.start_new_kernel(cwd=str(folder))
+    _, kernel = start_kernel(folder)
     shown = []
-    try:
-        reply = kernel.execute_interactive(cell, timeout=300, output_hook=shown.append)
-    finally:
-        kernel.stop_channels()
-        manager.shutdown_kernel(now=True)
+    reply = kernel.execute_interactive(cell, timeout=300, output_hook=shown.append)
     assert reply["content"]["status"] == "ok", reply["content"]
     assert ["image/png" in message["content"].get("data", ()) for message in shown].count(True) == 3
     assert (folder / "results" / "own.png").exists()

@@ -10,7 +10,6 @@ import runpy
 import sys
 import time
 
-import jupyter_client
 import matplotlib
 import numpy as np
 import pytest
@@ -304,11 +303,11 @@ def test_keras_on_another_backend_is_told_in_one_sentence(monkeypatch):
         runpy.run_path(ROOT / "baseline.py")
 
 
-def test_a_notebook_survives_the_stop_button(tmp_path):
+def test_a_notebook_survives_the_stop_button(tmp_path, start_kernel):
     """While `%run attention.py` trains, and while `compare.main` does, whose threads go on."""
     small("attention.py", tmp_path, n_pairs=1_000_000)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    manager, kernel = jupyter_client.manager.start_new_kernel(cwd=str(tmp_path), env=environment)
+    manager, kernel = start_kernel(tmp_path, env=environment)
 
     def press_when(pattern):
         wait_for(pattern)
@@ -331,16 +330,12 @@ def test_a_notebook_survives_the_stop_button(tmp_path):
         flags = f"--n-repeats 1 --n-timesteps-in 2 --n-units 70 --n-updates {n_updates}"
         return f"import compare\nassert kept == 7\ncompare.main('{flags}'.split())"
 
-    try:
-        kernel.execute("kept = 7\n%run attention.py")
-        press_when(r"[1-9]\d*/1000000")  # the bar
-        run(compare_with(500))
-        kernel.execute(compare_with(1_000_000), stop_on_error=False)  # or the next is dropped
-        press_when("0/2")
-        run(compare_with(500))
-        lines = (tmp_path / "results" / "repeats.jsonl").read_text().splitlines()
-        repeats = [{**json.loads(line), "seconds": None} for line in lines]
-        assert len(repeats) == 4 and all(repeats.count(repeat) == 2 for repeat in repeats)
-    finally:
-        kernel.stop_channels()
-        manager.shutdown_kernel(now=True)
+    kernel.execute("kept = 7\n%run attention.py")
+    press_when(r"[1-9]\d*/1000000")  # the bar
+    run(compare_with(500))
+    kernel.execute(compare_with(1_000_000), stop_on_error=False)  # or the next is dropped
+    press_when("0/2")
+    run(compare_with(500))
+    lines = (tmp_path / "results" / "repeats.jsonl").read_text().splitlines()
+    repeats = [{**json.loads(line), "seconds": None} for line in lines]
+    assert len(repeats) == 4 and all(repeats.count(repeat) == 2 for repeat in repeats)
