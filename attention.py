@@ -102,6 +102,17 @@ def label_width(value):
     return sum(1 + (unicodedata.east_asian_width(letter) in "FW") for letter in str(value))
 
 
+def missing_in(path, letters):
+    """Returns those of a set of letters that a font's file lacks."""
+    try:
+        font = font_manager.get_font(path)
+    except (OSError, RuntimeError):  # it is gone, or is no font
+        return letters
+    if font.get_char_index(0x10FFFF) or not font.scalable:  # a box for whatever is no letter
+        return letters
+    return {letter for letter in letters if not font.get_char_index(ord(letter))}
+
+
 def families_for(words):
     """Returns the families of fonts that draw these words: Matplotlib's own, and maybe one more.
 
@@ -110,28 +121,20 @@ def families_for(words):
     """
     families = list(rcParams["font.family"])
     missing = {letter for word in words for letter in str(word) if letter.isprintable()}
-
-    def missing_in(path):
-        try:
-            font = font_manager.get_font(path)
-        except (OSError, RuntimeError):  # it is gone, or is no font
-            return missing
-        if font.get_char_index(0x10FFFF) or not font.scalable:  # a box for whatever is no letter
-            return missing
-        return {letter for letter in missing if not font.get_char_index(ord(letter))}
-
     for family in families:
-        missing = missing_in(font_manager.findfont(font_manager.FontProperties(family=[family])))
+        path = font_manager.findfont(font_manager.FontProperties(family=[family]))
+        missing = missing_in(path, missing)
     if missing:
         known = {font.fname for font in font_manager.fontManager.ttflist}
-        installed = sorted(known | {*font_manager.findSystemFonts()})
+        paths = sorted(known | {*font_manager.findSystemFonts()})
+        lacking = {path: missing_in(path, missing) for path in paths}
         # Of equally good ones a regular one, neither black nor light.
-        best = min(installed, key=lambda path: (len(missing_in(path)), "Regular" not in path))
-        if len(missing_in(best)) < len(missing):
+        best = min(paths, key=lambda path: (len(lacking[path]), "Regular" not in path))
+        if lacking[best] != missing:
             if best not in known:  # installed since Matplotlib made its list
                 font_manager.fontManager.addfont(best)
             families.append(font_manager.get_font(best).family_name)
-            missing = missing_in(best)
+            missing = lacking[best]
     if missing:
         letters = "".join(sorted(missing))
         message = f"no font has {letters}: install one that has. Chinese, Japanese and Korean: "

@@ -345,21 +345,20 @@ def from_json(line):
         return None
 
 
-def read_repeats(path, settings, asked):
+def read_repeats(path, settings, asked, made_now):
     """Returns {(name, seed): repeat} of what can be taken over, and how many others are there.
 
-    The former are the last lines of these settings, scripts and versions; the others, of these
-    settings, were made by other scripts or versions alone.
+    The former are the last lines of these settings, and of what {name: made_with(name)} is now; the
+    others, of these settings, were made by other scripts or versions alone.
     """
     made_otherwise, repeats = set(), {}
-    now = {name: made_with(name) for name in MODELS}
     for line in path.read_bytes().splitlines() if path.exists() else []:
         repeat = from_json(line)
         if not (isinstance(repeat, dict) and settings.items() <= repeat.items()):
             continue
         key = repeat.get("model"), repeat.get("seed")
         if key in asked:
-            made = now[key[0]]
+            made = made_now[key[0]]
             if made["scripts"] and made.items() <= repeat.items():
                 repeats[key] = repeat
             else:
@@ -491,9 +490,14 @@ def at_least(least):
     return integer
 
 
-def main(argv=None):
-    if hasattr(sys.stdout, "reconfigure"):  # a code page may lack letters of a name or of OUTPUT
+def escape_unknown_letters():
+    """Lets print escape what the output's code page lacks of a name or a folder, not end in it."""
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def main(argv=None):
+    escape_unknown_letters()
 
     # Configure the problem.
     args = parse_arguments(argv)
@@ -504,13 +508,12 @@ def main(argv=None):
     # Train what is not there yet.
     if in_notebook():
         COMPILED.clear()  # what a function looks up may have changed
-    for name in MODELS:
-        made_with(name)  # before its file can change
+    made_now = {name: made_with(name) for name in MODELS}  # before a file can change
     mend_end(path)
     missing = asked = [(name, seed) for seed in seeds for name in MODELS]
     repeats = {}
     if args.resume:
-        repeats, n_left = read_repeats(path, settings, asked)
+        repeats, n_left = read_repeats(path, settings, asked, made_now)
         tell(f"Taken over from {path}: {len(repeats)} of {len(asked)} trainings")
         if n_left:
             others = "other scripts or versions, or a function that stands in no file"

@@ -28,7 +28,7 @@ from rapidfuzz.distance import Levenshtein
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from baseline import progress_bar  # which chooses TensorFlow for Keras
-from compare import at_least, make_output
+from compare import at_least, escape_unknown_letters, make_output
 from attention_decoder import AttentionDecoder
 import keras
 from keras import layers, ops
@@ -205,8 +205,7 @@ def plot(path, search, spoken):
 
 def main():
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script at once
-    if hasattr(sys.stdout, "reconfigure"):  # a code page may lack letters of OUTPUT
-        sys.stdout.reconfigure(errors="backslashreplace")
+    escape_unknown_letters()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
     add = parser.add_argument
     add("--say", nargs="+", type=str.lower, metavar="WORD", help="pronounce with the kept model")

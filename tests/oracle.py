@@ -1,8 +1,9 @@
-"""The decoder once more, in NumPy, and what else the tests of the layer share.
+"""The decoder once more, in NumPy, and what else the tests share.
 
 They run on whichever backend KERAS_BACKEND names.
 """
 
+import itertools
 import pathlib
 import re
 
@@ -138,3 +139,22 @@ def blocks_of_the_manual(title, kind):
     text = (ROOT / "docs" / "layer.md").read_text(encoding="utf-8")
     section = re.search(rf"^## {title}\n(.*?)(?=^## )", text, re.M | re.S)[1]
     return re.findall(rf"^```{kind}\n(.*?)^```", section, re.M | re.S)
+
+
+def saved_figure(monkeypatch, draw, *args):
+    """Returns the figure of Matplotlib that a function draws and would save."""
+    from matplotlib.figure import Figure  # not where the layer alone is tested
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    draw(*args)
+    (figure,) = figures
+    figure.draw_without_rendering()
+    return figure
+
+
+def assert_readable(labels, figure):
+    """No label touches another, and all are in the picture."""
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(figure.bbox.count_contains(box.corners()) == 4 for box in boxes)

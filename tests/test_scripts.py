@@ -1,7 +1,6 @@
 """baseline.py and attention.py as a reader runs them: in a terminal, in a notebook, by mistake."""
 
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -24,7 +23,7 @@ from attention import attention_model, attention_weights, plot_weights
 from attention_decoder import AttentionDecoder
 from baseline import baseline_model, evaluate
 from data_prep import get_pairs, one_hot_decode
-from oracle import from_the_manual
+from oracle import assert_readable, from_the_manual, saved_figure
 import keras
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -150,21 +149,15 @@ def test_the_picture_of_long_sequences_has_bounds(tmp_path):
 
 
 def test_the_picture_has_room_for_words(tmp_path, monkeypatch):
-    """No label touches another, and all are in the picture."""
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     read = ["the", "attention", "of", "internationalization", "commissioners", "fell"]
     written = ["die", "Aufmerksamkeit", "sank"]
-    plot_weights(tmp_path / "picture.png", [read] * 2, [written] * 2, np.ones((2, 3, 6)))
-    (figure,) = figures
-    figure.draw_without_rendering()
+    arguments = tmp_path / "picture.png", [read] * 2, [written] * 2, np.ones((2, 3, 6))
+    figure = saved_figure(monkeypatch, plot_weights, *arguments)
     for axis in figure.axes[:2]:
         across, down = axis.get_xticklabels(), axis.get_yticklabels()
         assert [label.get_text() for label in (*across, *down)] == read + written
         for labels in across, down:
-            boxes = [label.get_window_extent() for label in labels]
-            assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-            assert all(figure.bbox.count_contains(box.corners()) == 4 for box in boxes)
+            assert_readable(labels, figure)
         assert axis.get_window_extent().width > 40 and axis.get_window_extent().height > 20
 
 
