@@ -1,15 +1,24 @@
-"""For all tests: a process that a test starts ends with the test, or after ten minutes."""
+"""For all tests: what they start ends with them, or after ten minutes; and what saves time."""
 
 import contextlib
+import functools
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+from unittest import mock
 
 import pytest
 
 LONGEST = 600  # seconds of a process; a test has those of faulthandler_timeout in pyproject.toml
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest first: in the end, no worker waits long for another."""
+    longest = "test_compare.py", "test_readme.py", "test_pronounce.py", "test_train.py"
+    items.sort(key=lambda item: item.path.name not in longest)
 
 
 def end(process):
@@ -53,3 +62,29 @@ def start_kernel():
             return manager, kernel
 
         yield start_kernel
+
+
+@pytest.fixture
+def without_xla(monkeypatch):
+    """compare.py compiles without XLA, at once."""
+    import compare
+
+    for name in "train", "compile_updates", "compile_shared_updates":
+        plain = functools.partial(getattr(compare, name), jit_compile=False)
+        monkeypatch.setattr(compare, name, plain)
+
+
+@pytest.fixture
+def import_from(monkeypatch):
+    """Imports a changed script of another folder, and those beside it, as a process would."""
+    import keras
+
+    with mock.patch.dict(keras.saving.get_custom_objects()):
+
+        def import_from(folder, name):
+            monkeypatch.syspath_prepend(folder)
+            for path in folder.glob("*.py"):
+                monkeypatch.delitem(sys.modules, path.stem)
+            return importlib.import_module(name)
+
+        yield import_from

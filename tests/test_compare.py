@@ -71,9 +71,14 @@ def determined(output, stdout):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """A run by two threads: its folder and what it printed."""
+    """A run by 16 threads, which compiles each model once: its folder and what it printed."""
     output = tmp_path_factory.mktemp("unbroken") / "deep" / "results"
-    return output, run_here(output, "--jobs", 2)
+    compile_updates = mock.Mock(wraps=compare.compile_updates)
+    with mock.patch.object(compare, "compile_updates", compile_updates):
+        stdout = run_here(output, "--jobs", 16)
+    assert compile_updates.call_count == 2
+    assert int(os.environ["TF_NUM_INTRAOP_THREADS"]) == 2 * len(SEEDS)  # no more than trainings
+    return output, stdout
 
 
 # What it prints, keeps and draws
@@ -189,9 +194,15 @@ def test_each_training_is_a_line_of_what_train_and_evaluate_give(unbroken):
         }
 
 
-def test_a_bar_shows_the_means_in_a_notebook(tmp_path, monkeypatch):
+def go_to_a_notebook(monkeypatch):
+    """Where each call forgets what is compiled: here, the tests to come need it."""
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
-    stdout = run_here(tmp_path, "--n-repeats", 1)
+    monkeypatch.setattr(compare, "COMPILED", {})
+
+
+def test_a_bar_shows_the_means_in_a_notebook(tmp_path, monkeypatch, without_xla):
+    go_to_a_notebook(monkeypatch)
+    stdout = run_here(tmp_path, "--n-repeats", 1, "--n-updates", 20)
     first, second = (
         f"{name}: {repeat['accuracy']:.4f}" for (name, _), repeat in repeats_in(tmp_path).items()
     )
@@ -219,7 +230,7 @@ def test_seconds_are_those_of_training_not_of_compiling(monkeypatch):
     assert 0 < repeat["seconds"] < (time.perf_counter() - start) / 2
 
 
-def test_train_evaluate_model_as_the_article_calls_it():
+def test_train_evaluate_model_as_the_article_calls_it(without_xla):
     model = compare.MODELS["baseline"](2, 6, 5)
     accuracy, losses = compare.train_evaluate_model(model, 2, 1, 6, n_updates=10)
     assert 0 <= accuracy <= 100 and losses.shape == (10,)
@@ -251,7 +262,7 @@ def test_without_a_bar_the_error_output_tells_each_training(tmp_path, monkeypatc
         if stdout:
             assert stdout.written.count("Mean Accuracy") == 2
     monkeypatch.setattr(sys, "stdout", Logger())
-    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)  # in a notebook, too
+    go_to_a_notebook(monkeypatch)
     run_flags = ["--n-repeats", "1", "--resume", "--output", str(tmp_path / "0")]
     compare.main([*FLAGS, *run_flags])
     stdout, sys.stdout.written = sys.stdout.written, ""
@@ -280,22 +291,18 @@ def test_names_and_folders_are_printed_under_any_code_page(tmp_path, monkeypatch
 # The same by any number of threads and machines
 
 
-def test_any_number_of_jobs_gives_the_same_and_compiles_each_model_once(
-    unbroken, tmp_path, monkeypatch
+def test_any_number_of_jobs_gives_the_same_and_compiles_nothing_again(unbroken, tmp_path):
+    assert determined(tmp_path, run_here(tmp_path, "--jobs", 2)) == determined(*unbroken)
+    traced = {f.experimental_get_tracing_count() for f in compare.COMPILED.values()}
+    assert traced == {1}
+
+
+def test_what_is_compiled_for_one_model_is_not_for_one_that_is_made_otherwise(
+    monkeypatch, without_xla
 ):
-    compile_updates = mock.Mock(wraps=compare.compile_updates)
-    monkeypatch.setattr(compare, "compile_updates", compile_updates)
-    monkeypatch.setattr(compare, "COMPILED", {})
-    assert determined(tmp_path, run_here(tmp_path, "--jobs", 16)) == determined(*unbroken)
-    assert int(os.environ["TF_NUM_INTRAOP_THREADS"]) == 2 * len(SEEDS)  # no more than trainings
-    assert compile_updates.call_count == 2
-    traced = [f.experimental_get_tracing_count() for f in compare.COMPILED.values()]
-    assert traced == [1, 1]
-
-
-def test_what_is_compiled_for_one_model_is_not_for_one_that_is_made_otherwise(monkeypatch):
     """As in a notebook, where a function takes the place of another of the same name."""
-    alike = compare.run_repeat("baseline", 7, SMALL)["losses"]
+    settings = {**SMALL, "n_updates": 50}
+    (alike,) = compare.run_repeat("baseline", 7, settings)["losses"]
 
     def baseline_model(*numbers):
         model = compare.MODELS["attention"](*numbers)
@@ -303,10 +310,10 @@ def test_what_is_compiled_for_one_model_is_not_for_one_that_is_made_otherwise(mo
         return model
 
     monkeypatch.setitem(compare.MODELS, "baseline", baseline_model)
-    losses = compare.run_repeat("baseline", 7, SMALL)["losses"]
+    (loss,) = compare.run_repeat("baseline", 7, settings)["losses"]
     keras.utils.set_random_seed(7)
-    expected = train(baseline_model(2, 6, 5), *get_pairs(1990, 2, 1, 6, 7))
-    assert losses[0] == pytest.approx(expected[:50].mean(), 1e-4) != alike[0]
+    expected = compare.train(baseline_model(2, 6, 5), *get_pairs(50, 2, 1, 6, 7))
+    assert loss == pytest.approx(expected.mean(), 1e-4) != alike
 
 
 CLUSTER = """
@@ -414,7 +421,10 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: ascii(end[:30]))
-def test_a_torn_end_is_cut_before_anything_is_trained_and_nothing_else(end, tmp_path, capsys):
+def test_a_torn_end_is_cut_before_anything_is_trained_and_nothing_else(
+    end, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # no other run writes meanwhile
     path = tmp_path / "repeats.jsonl"
     path.write_bytes(b'{"a": 1}\n' + end)
     compare.mend_end(path)
@@ -508,7 +518,7 @@ def repeats_of(path):
     return [(line["model"], line["seed"], line["scripts"]) for line in lines]
 
 
-def test_a_changed_script_trains_again(unbroken, tmp_path, start):
+def test_a_changed_script_trains_again(unbroken, tmp_path, import_from, monkeypatch, capsys):
     for path in compare.SCRIPTS:
         shutil.copy(path, tmp_path)
     script = tmp_path / "attention.py"
@@ -516,11 +526,13 @@ def test_a_changed_script_trains_again(unbroken, tmp_path, start):
     assert text.count('optimizer="adam"') == 1
     script.write_text(text.replace('optimizer="adam"', 'optimizer="sgd"'), encoding="utf-8")
     shutil.copy(unbroken[0] / "repeats.jsonl", tmp_path)
-    flags = [*FLAGS, "--n-repeats", "1", "--output", tmp_path, "--resume"]
-    status, stdout, stderr = finish(start(tmp_path / "compare.py", *flags))
-    assert (status, stdout.count("Mean")) == (0, 2)
-    # TensorFlow's own lines may stand between.
-    told = re.findall(r"^(Taken .*|Left .*|\d of 2: .*)$", stderr, re.MULTILINE)
+    changed = import_from(tmp_path, "compare")
+    plain = functools.partial(changed.compile_shared_updates, jit_compile=False)
+    monkeypatch.setattr(changed, "compile_shared_updates", plain)
+    changed.main([*FLAGS, "--n-repeats", "1", "--output", str(tmp_path), "--resume"])
+    stdout, stderr = capsys.readouterr()
+    assert stdout.count("Mean") == 2
+    told = stderr.splitlines()
     assert told[0].endswith(": 0 of 2 trainings") and told[1].startswith("Left there: 2, made by")
     assert [line[:8] for line in told[2:]] == ["1 of 2: ", "2 of 2: "]
     *before, first, second = repeats_of(tmp_path / "repeats.jsonl")
@@ -590,8 +602,9 @@ def test_resume_takes_the_last_lines_of_the_same_settings_alone(unbroken, tmp_pa
 # From the fifth on, trainings never end; those before learn nothing, at once. There is no standard
 # output, as under pythonw.
 ENDLESS = """
-import itertools, resource, runpy, signal, sys, time, baseline, numpy
-calls = itertools.count()
+import itertools, resource, runpy, signal, sys, time, baseline, numpy, tensorflow
+calls, plain = itertools.count(), tensorflow.function
+tensorflow.function = lambda **_: plain  # without XLA, which takes longer to compile
 def train(model, X, y, updates):
     if next(calls) >= 4:
         time.sleep(1000)

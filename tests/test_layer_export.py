@@ -43,9 +43,8 @@ def test_a_server_takes_ids_and_a_mask_of_unknown_lengths(tmp_path):
         assert_close(served.serve(inputs), model(inputs))
 
 
-def converted(model, folder, samples=None):
-    """The model in LiteRT as a function of one sample; in int8, if samples calibrate it."""
-    model.export(folder, verbose=False)
+def converted(folder, samples=None):
+    """A model's export in LiteRT as a function of one sample; in int8, if samples calibrate it."""
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
     if samples is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -66,7 +65,8 @@ def test_a_phone_decodes_as_the_layer_does(masked, tmp_path):
     inputs = keras.Input((4, 6))
     mask = inputs[:, :, 0] > 0 if masked else None
     model = keras.Model(inputs, decoded_in_each_way(inputs, mask, unroll=True))
-    run = converted(model, tmp_path / "saved")
+    model.export(tmp_path, verbose=False)
+    run = converted(tmp_path)
     for row in range(3):
         assert_close(run(X[row : row + 1]), model(X[row : row + 1]))
 
@@ -94,8 +94,8 @@ def test_a_phone_that_calculates_with_calibrated_integers_is_as_often_right(tmp_
     trained.compile(adam, loss, jit_compile=False, steps_per_execution=110)  # without XLA: faster
     trained.fit([x, y], y, batch_size=64, epochs=4, verbose=0)
     model.set_weights(trained.get_weights())
-    integers = converted(model, tmp_path / "saved", samples=x[-100:])
-    for run in converted(model, tmp_path / "float"), integers:
+    model.export(tmp_path, verbose=False)
+    for run in converted(tmp_path), converted(tmp_path, samples=x[-100:]):
         outputs = np.concatenate([run(row[None])[0] for row in x[:200]])
         assert np.mean(np.all(outputs.argmax(axis=-1) == y[:200], axis=1)) > 0.95
 

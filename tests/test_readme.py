@@ -1,12 +1,11 @@
 """READMEs and manuals: what they say is run, looked up beside its command, or compared."""
 
-import importlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-from unittest import mock
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from oracle import blocks_of_the_manual
 from try_it import BLOCK, COMMAND, ROOT, change, label, questions
 
 import compare
-import keras
 
 CHINESE = {"README.md": "docs/README.zh.md", "docs/layer.md": "docs/layer.zh.md"}
 NAMES = [*CHINESE, *CHINESE.values()]
@@ -81,20 +79,57 @@ def test_blocks_of_the_readme_run(tmp_path):
     assert float(first[1]) < 50 < 80 < float(last[1])
 
 
-def test_the_readmes_notebook_shows_its_pictures(tmp_path, start_kernel):
-    folder = tmp_path / "changed"
+def test_the_readmes_notebook_shows_its_pictures_and_survives_the_stop_button(
+    tmp_path, start_kernel
+):
+    """Pressed while `%run attention.py` trains, and `compare.main`, whose threads go on."""
+    folder = tmp_path / "a reader's 文件夹"
     change(folder, [])
     make_smaller(folder)
     (cell,) = (block for kind, block in BLOCKS["README.md"] if kind == "ipython")
     flags = "compare.main(["
     assert flags in cell
     cell = cell.replace(flags, f"{flags}*{SMALLER_FLAGS.split()}, ")
-    _, kernel = start_kernel(folder)
-    shown = []
-    reply = kernel.execute_interactive(cell, timeout=300, output_hook=shown.append)
-    assert reply["content"]["status"] == "ok", reply["content"]
-    assert ["image/png" in message["content"].get("data", ()) for message in shown].count(True) == 3
-    assert (folder / "results" / "own.png").exists()
+    manager, kernel = start_kernel(folder)
+
+    def run(cell):
+        shown = []
+        reply = kernel.execute_interactive(cell, timeout=300, output_hook=shown.append)
+        assert reply["content"]["status"] == "ok", reply["content"]
+        return shown
+
+    pictures = ["image/png" in message["content"].get("data", ()) for message in run(cell)]
+    assert pictures.count(True) == 3 and (folder / "results" / "own.png").exists()
+
+    def wait_for(pattern, seconds=100):
+        shown, deadline = "", time.monotonic() + seconds
+        while not re.search(pattern, shown):
+            seconds = deadline - time.monotonic()
+            assert seconds > 0, f"{pattern} is not in {shown}"
+            shown += str(kernel.get_iopub_msg(timeout=seconds)["content"])
+
+    def press_when(pattern):
+        wait_for(pattern)
+        time.sleep(1)  # the bar comes before the trainings of compare.main start
+        manager.interrupt_kernel()
+        wait_for("KeyboardInterrupt", 30)  # a training of compare.main takes longer
+
+    def compare_with(n_updates):
+        flags = f"--n-repeats 1 --n-timesteps-in 2 --n-units 70 --n-updates {n_updates}"
+        return f"compare.main('{flags} --output pressed'.split())"
+
+    script = folder / "attention.py"
+    text = script.read_text(encoding="utf-8").replace("get_pairs(20,", "get_pairs(200_000,")
+    script.write_text(text, encoding="utf-8")
+    kernel.execute("%xmode Minimal\n%run attention.py")  # a short traceback: faster
+    press_when(r"[1-9]\d*/200000")  # the bar
+    run(compare_with(100))
+    kernel.execute(compare_with(1_000_000), stop_on_error=False)  # or the next is dropped
+    press_when("0/2")
+    run(compare_with(100))
+    lines = (folder / "pressed" / "repeats.jsonl").read_text().splitlines()
+    repeats = [{**json.loads(line), "seconds": None} for line in lines]
+    assert len(repeats) == 4 and all(repeats.count(repeat) == 2 for repeat in repeats)
 
 
 def test_blocks_of_the_manual_print_what_stands_under_them(manual):
@@ -193,18 +228,16 @@ def make_smaller(folder):
 
 
 @pytest.mark.parametrize(("diffs", "command"), TO_TRY, ids=[label(c, d) for d, c in TO_TRY])
-def test_a_change_to_try_fits_the_script_and_runs(diffs, command, tmp_path, monkeypatch, capsys):
+def test_a_change_to_try_fits_the_script_and_runs(
+    diffs, command, tmp_path, monkeypatch, import_from, capsys
+):
     folder = tmp_path / "changed"
     change(folder, diffs)
     make_smaller(folder)
     monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)
-    for path in folder.glob("*.py"):
-        monkeypatch.delitem(sys.modules, path.stem)
     script, *flags = command.split()[1:]
-    with mock.patch.dict(keras.saving.get_custom_objects()):
-        main = importlib.import_module(script.removesuffix(".py")).main
-        main([*flags, *SMALLER_FLAGS.split()]) if script == "compare.py" else main()
+    main = import_from(folder, script.removesuffix(".py")).main
+    main([*flags, *SMALLER_FLAGS.split()]) if script == "compare.py" else main()
     assert "Accuracy" in capsys.readouterr().out
 
 
