@@ -291,12 +291,6 @@ def test_names_and_folders_are_printed_under_any_code_page(tmp_path, monkeypatch
 # The same by any number of threads and machines
 
 
-def test_any_number_of_jobs_gives_the_same_and_compiles_nothing_again(unbroken, tmp_path):
-    assert determined(tmp_path, run_here(tmp_path, "--jobs", 2)) == determined(*unbroken)
-    traced = {f.experimental_get_tracing_count() for f in compare.COMPILED.values()}
-    assert traced == {1}
-
-
 def test_what_is_compiled_for_one_model_is_not_for_one_that_is_made_otherwise(
     monkeypatch, without_xla
 ):
@@ -326,15 +320,14 @@ with LocalCluster(n_workers=int(sys.argv[1]), processes=False, **kwargs) as clus
     input()
     print(cluster.scheduler.transition_counter)  # 0 where nothing was to do
 """
-WORKER = "-m distributed.cli.dask_worker --no-nanny --no-dashboard --nthreads 1".split()
+WORKER = "-m distributed.cli.dask_worker --no-nanny --no-dashboard --nthreads 2".split()
 
 
 def test_a_dask_cluster_gives_the_same_to_the_script_and_to_a_notebook(unbroken, tmp_path, start):
-    """A scheduler without Keras, and two workers in another folder: these are sent the scripts."""
+    """A scheduler without Keras, and a worker in another folder: it is sent the scripts."""
     cluster = start("-c", CLUSTER, "0", cwd=tmp_path)
     address = cluster.stdout.readline().strip()
-    for _ in range(2):
-        start(*WORKER, address, cwd=tmp_path)
+    start(*WORKER, address, cwd=tmp_path)
     flags = [*FLAGS, "--output", tmp_path, "--scheduler", address]
     status, stdout, stderr = finish(start(SCRIPT, *flags))
     assert status == 0, stderr
@@ -379,7 +372,7 @@ def test_ctrl_c_ends_it_at_once_while_it_compiles(tmp_path, start):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.005)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(2)
+        process.wait(1)
     before = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     status, stdout, stderr = finish(process)
@@ -388,7 +381,7 @@ def test_ctrl_c_ends_it_at_once_while_it_compiles(tmp_path, start):
 
 
 def test_stopped_and_resumed_equals_unbroken(unbroken, tmp_path, capsys):
-    """Resumed twice: the second time, nothing is left to do."""
+    """Resumed twice by fewer threads: the second time, nothing is left to do."""
     output = tmp_path / "my résultats 结果"  # few encodings have it
     path, picture = output / "repeats.jsonl", output / "comparison.png"
     output.mkdir()
@@ -404,6 +397,8 @@ def test_stopped_and_resumed_equals_unbroken(unbroken, tmp_path, capsys):
         assert (f"Cut from the end of {path}: a torn line of 40 bytes" in told) == (known == 3)
         assert told[-1].startswith("5 of 5: " if known == 3 else "Taken over")
     assert determined(output, stdout) == determined(*unbroken)
+    traced = {updates.experimental_get_tracing_count() for updates in compare.COMPILED.values()}
+    assert traced == {1}
     assert len(pandas.read_json(path, lines=True)) == 8
 
 

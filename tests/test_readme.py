@@ -110,7 +110,7 @@ def test_the_readmes_notebook_shows_its_pictures_and_survives_the_stop_button(
 
     def press_when(pattern):
         wait_for(pattern)
-        time.sleep(1)  # the bar comes before the trainings of compare.main start
+        time.sleep(0.5)  # the bar comes before the trainings of compare.main start
         manager.interrupt_kernel()
         wait_for("KeyboardInterrupt", 30)  # a training of compare.main takes longer
 
