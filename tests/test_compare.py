@@ -209,6 +209,23 @@ def test_a_bar_shows_the_means_in_a_notebook(tmp_path, monkeypatch, without_xla)
     assert "0/2" in stdout and re.search(rf"2/2.*({first} - {second}|{second} - {first})", stdout)
 
 
+def test_in_a_notebook_what_a_function_looks_up_may_change(tmp_path, monkeypatch, without_xla):
+    go_to_a_notebook(monkeypatch)
+
+    def mine(n_timesteps_in, n_features, n_units):
+        model = keras.Sequential([keras.Input((n_timesteps_in, n_features))])
+        model.add(keras.layers.Dense(n_features))
+        model.compile("sgd", loss)
+        return model
+
+    monkeypatch.setattr(compare, "MODELS", {"mine": mine})
+    losses = []
+    for loss in "mse", "mae":
+        run_here(tmp_path / loss, "--n-repeats", 1, "--n-updates", 20)
+        losses.append(repeats_in(tmp_path / loss)["mine", 7]["losses"])
+    assert losses[0] != losses[1]
+
+
 def test_other_threads_random_numbers_change_no_weights():
     """Those of Python's random module, which Dask's draw from, too."""
     randint = random.randint
