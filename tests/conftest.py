@@ -66,9 +66,10 @@ def start_kernel():
 
 @pytest.fixture
 def without_xla(monkeypatch):
-    """compare.py compiles without XLA, at once."""
+    """compare.py compiles without XLA, at once, and for this test alone."""
     import compare
 
+    monkeypatch.setattr(compare, "COMPILED", {})
     for name in "train", "compile_updates", "compile_shared_updates":
         plain = functools.partial(getattr(compare, name), jit_compile=False)
         monkeypatch.setattr(compare, name, plain)

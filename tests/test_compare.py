@@ -73,6 +73,7 @@ def determined(output, stdout):
 def unbroken(tmp_path_factory):
     """A run by 16 threads, which compiles each model once: its folder and what it printed."""
     output = tmp_path_factory.mktemp("unbroken") / "deep" / "results"
+    compare.COMPILED.clear()  # by a test before
     compile_updates = mock.Mock(wraps=compare.compile_updates)
     with mock.patch.object(compare, "compile_updates", compile_updates):
         stdout = run_here(output, "--jobs", 16)

@@ -297,7 +297,6 @@ def test_a_model_after_another_of_its_kind_is_trained_as_keras_trains_it(
     """By what compare.py runs, but for XLA."""
     if kind == "ids":
         monkeypatch.setattr("data_prep.get_pairs", get_ids)
-    monkeypatch.setattr(compare, "COMPILED", {})
     monkeypatch.setitem(compare.MODELS, kind, lambda *_: SHARED[kind]())
     monkeypatch.setattr(compare, "WINDOW", 1)
     first, second = (compare.run_repeat(kind, seed, SETTINGS)["losses"] for seed in (1, 2))
